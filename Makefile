@@ -1,0 +1,128 @@
+# All that is made here goes into build/ and .venv/; `make clean` takes both away.
+# Needs python3 >= 3.11 with its venv module, and PyPI. With gcc and Python's headers jitney is
+# compiled, without them it runs as plain Python.
+
+MAKEFLAGS += --no-print-directory
+VENV ?= .venv
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+
+BIN := $(VENV)/bin
+PIP := pip --quiet --disable-pip-version-check
+TOOLS := build/tools
+SOURCES := pyproject.toml LICENSE README.md $(shell find broker compat -type f ! -path '*/__pycache__/*')
+
+# What is missing for compiling, as Debian's packages; empty if nothing is. Looked up once, if at all.
+CC_MISSING = $(eval CC_MISSING := $(if $(PYTHON),$(shell $(PYTHON) -c 'import os, shutil, sysconfig; \
+	cc = (os.environ.get("CC") or sysconfig.get_config_var("CC") or "gcc").split()[0]; \
+	header = os.path.join(sysconfig.get_path("include"), "Python.h"); \
+	print(*[] if shutil.which(cc) else ["gcc"], *[] if os.path.exists(header) else ["python3-dev"])')))$(CC_MISSING)
+KIND = $(if $(CC_MISSING),pure,compiled)
+
+# Requirements in pyproject.toml, as words for pip.
+requirements = $$($(PYTHON) -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb")); \
+	print(*(word.replace(" ", "") for word in p$(1)))')
+
+# A client that is on this machine, for `make run`.
+BUS := org.freedesktop.DBus
+CLIENTS := busctl gdbus dbus-send
+CLIENT = $(firstword $(foreach c,$(CLIENTS),$(if $(shell command -v $(c)),$(c))) dbus-fast)
+CMD_busctl := busctl --user list
+CMD_gdbus := gdbus call --session --dest $(BUS) --object-path /org/freedesktop/DBus --method $(BUS).ListNames
+CMD_dbus-send := dbus-send --session --print-reply --dest=$(BUS) /org/freedesktop/DBus $(BUS).ListNames
+CMD_dbus-fast := $(BIN)/python docs/examples/list_names.py
+# As it was typed: a $ in it is the shell's.
+COMMAND = $(if $(filter undefined,$(origin CMD)),$(CMD_$(CLIENT)),$(value CMD))
+
+.PHONY: help run test test-compiled test-pure lint format type names dev-build clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo 'make run                   a session bus of jitney, and a program on it ($(COMMAND))'
+	@echo 'make run CMD="gdbus ..."   the same with any other program'
+	@echo 'make test                  the tests, compiled and as plain Python; ARGS="-k name" for some'
+	@echo 'make lint format type      ruff and mypy'
+	@echo 'make dev-build DEST=/tmp/cy   the tree as it is, compiled; then PYTHONPATH=/tmp/cy'
+	@echo 'make clean                 take away all that make made'
+
+run: $(VENV)/.installed-$(KIND) $(if $(filter dbus-fast,$(CLIENT)),$(VENV)/.filled)
+	@$(if $(CC_MISSING),$(info jitney: running as plain Python; it is compiled after: apt install $(CC_MISSING)))true
+	@$(info + $(COMMAND))true
+	@$(BIN)/python -m jitney.compat.run_session -- $(COMMAND)
+
+test: test-compiled test-pure
+
+test-compiled: $(VENV)/.filled
+	@$(if $(CC_MISSING),echo 'make test: no compiler for the compiled half: apt install $(CC_MISSING) (or: make test-pure)'; exit 1)
+	@$(MAKE) $(VENV)/.installed-compiled
+	JITNEY_EXPECT=compiled $(BIN)/pytest $(ARGS)
+
+test-pure: $(VENV)/.filled build/pure/.made
+	JITNEY_EXPECT=pure PYTHONPATH=$(CURDIR)/build/pure $(BIN)/pytest $(ARGS)
+
+lint: $(TOOLS)/.filled
+	$(TOOLS)/bin/ruff check .
+	$(TOOLS)/bin/ruff format --check .
+
+format: $(TOOLS)/.filled
+	$(TOOLS)/bin/ruff check --fix .
+	$(TOOLS)/bin/ruff format .
+
+type: $(TOOLS)/.filled names
+	$(TOOLS)/bin/mypy
+
+# The folders under their import names, for tools that read sources.
+names:
+	@mkdir -p build/names/jitney
+	@ln -sfn ../../../broker build/names/jitney/broker
+	@ln -sfn ../../../compat build/names/jitney/compat
+
+# Compiles what changed since the last time, next to the .py files, all in DEST.
+DEST ?= build/dev
+dev-build:
+	@python=$(PYTHON); $$python -c 'import Cython, setuptools.command.bdist_wheel' 2>/dev/null || \
+		{ $(MAKE) $(TOOLS)/.filled; python=$(TOOLS)/bin/python; }; \
+	REQUIRE_CYTHON=1 PYTHONDONTWRITEBYTECODE= $$python -W ignore -c 'import setuptools; setuptools.setup()' \
+		--quiet build --build-base=$(abspath $(DEST))/.build --build-lib=$(abspath $(DEST))
+	@echo 'PYTHONPATH=$(abspath $(DEST))'
+
+$(VENV)/.made $(TOOLS)/.made: %/.made:
+	@test -n '$(PYTHON)' || { echo 'jitney: Python 3.11 or newer is missing: apt install python3 python3-venv'; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+		{ echo 'jitney: the venv module of $(PYTHON) is missing: apt install python3-venv'; exit 1; }
+	@echo 'jitney: making $*'
+	@rm -rf $*
+	@$(PYTHON) -m venv $*
+	@touch $@
+
+# Tools that read or build the tree, kept apart from what is installed of it.
+$(TOOLS)/.filled: pyproject.toml | $(TOOLS)/.made
+	@$(TOOLS)/bin/python -m $(PIP) install $(call requirements,["build-system"]["requires"] + p["project"]["dependencies"] + p["project"]["optional-dependencies"]["dev"])
+	@touch $@
+
+# What the tests need beside jitney.
+$(VENV)/.filled: pyproject.toml | $(VENV)/.made
+	@$(BIN)/python -m $(PIP) install $(call requirements,["project"]["optional-dependencies"]["test"])
+	@touch $@
+
+# The stamp's name says what was tried, so that a compiler installed later counts.
+$(VENV)/.installed-%: $(SOURCES) | $(VENV)/.made
+	@echo 'jitney: building ($*)'
+	@rm -rf build/wheels/$* $(VENV)/.installed-*
+	@$(if $(filter compiled,$*),REQUIRE,SKIP)_CYTHON=1 $(BIN)/python -m $(PIP) wheel --no-deps --wheel-dir build/wheels/$* . || \
+		{ test $* != pure && echo 'jitney: that failed; building as plain Python instead' && \
+		SKIP_CYTHON=1 $(BIN)/python -m $(PIP) wheel --no-deps --wheel-dir build/wheels/$* .; }
+	@$(BIN)/python -m $(PIP) install build/wheels/$*/jitney-*.whl
+	@$(BIN)/python -m $(PIP) install --force-reinstall --no-deps build/wheels/$*/jitney-*.whl
+	@touch $@
+
+build/pure/.made: $(SOURCES) | $(VENV)/.made
+	@echo 'jitney: building (pure)'
+	@rm -rf build/pure build/wheels/pure
+	@SKIP_CYTHON=1 $(BIN)/python -m $(PIP) wheel --no-deps --wheel-dir build/wheels/pure .
+	@$(BIN)/python -m $(PIP) install --no-deps --target build/pure build/wheels/pure/jitney-*.whl
+	@touch $@
+
+clean:
+	rm -rf build dist .venv .tox .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,34 @@
+# cython: language_level=3
+from libc.stdint cimport int64_t, uint64_t
+
+from .accounting cimport Accounts, User
+from .mem cimport Map64
+from .queue cimport Queue
+
+cdef class Connection:
+    cdef readonly uint64_t id
+    cdef readonly int state
+    cdef readonly bytes unique_name
+    cdef bytes field_le
+    cdef bytes field_be
+    cdef readonly User user
+    cdef readonly Queue queue
+    cdef public object policy
+    cdef public bint accepts_fds
+    cdef public bint send_open
+    cdef public bint receive_open
+    cdef readonly dict names
+    cdef readonly dict owned
+    cdef readonly list rules
+    cdef public object referers
+    cdef Map64 calls
+    cdef readonly int64_t n_calls
+    cdef object owes
+    cdef uint64_t stamp
+    cdef public int64_t dropped
+    cdef readonly Py_ssize_t peak_size
+    cdef readonly Py_ssize_t peak_fds
+    cdef public Py_ssize_t peak_rules
+    cdef public Py_ssize_t peak_names
+    cdef public object transport
+    cdef public object creds

@@ -1,0 +1,416 @@
+# cython: infer_types=True
+"""Match rules and their index: who wants to hear a message that is not addressed to him.
+
+Invariant: `MatchIndex.collect()` gives each receiver at most once, and exactly those that
+have a rule which `Rule.matches()` says yes to (tests hold it against that naive oracle).
+Its cost follows the shapes of rules in use, not their number.
+
+A rule's *shape* says which of its keys can be looked up: sender, interface, member, path
+(exact or namespace), one argument. Rules of one shape live in a hash table keyed by the
+values of those keys; a message probes each shape once (namespaces: once per prefix). All
+other keys are checked on the few rules found. Strings are compared as atoms.
+
+Semantics: D-Bus specification "Match Rules"; `eavesdrop` and `destination` as dbus-daemon.
+"""
+
+from __future__ import annotations
+
+try:
+    import cython
+except ImportError:
+    from ._cython import cython
+
+from .atoms import Atom, Atoms
+from .connection import Connection
+from .mem import Map64
+from .message import Message
+
+if not cython.compiled:
+    from .mem import mix, same
+
+ARG_STRING, ARG_PATH, ARG_NAMESPACE = b"s", b"p", b"n"
+
+# Shape bits; the looked-up argument's number is kept apart.
+S_SENDER, S_INTERFACE, S_MEMBER, S_PATH, S_PATH_NS, S_ARG, S_ARG_NS = 1, 2, 4, 8, 16, 32, 64
+S_EAVESDROP = 128
+
+DRIVER_NAME = b"org.freedesktop.DBus"
+
+
+class Arg:
+    """One argN, argNpath or arg0namespace key. `kind`: 115 string, 112 path, 110 namespace."""
+
+    def __init__(self, index: int, kind: int, text: bytes) -> None:
+        self.index = index
+        self.kind = kind
+        self.text = text
+
+    def matches(self, msg: Message) -> bool:
+        i = self.index
+        if i >= msg.n_args:
+            return False
+        have = msg.arg_kind[i]
+        if have != 115 and not (self.kind == 112 and have == 111):
+            return False
+        off = msg.arg_off[i]
+        n = msg.arg_len[i]
+        want = len(self.text)
+        p = msg.p
+        if self.kind == 115:
+            return same(p, off, n, self.text)
+        if self.kind == 110:
+            return n >= want and same(p, off, want, self.text) and (n == want or p[off + want] == 46)
+        # argNpath: equal, or one is a "directory" that the other lies in.
+        if n < want:
+            if n == 0 or p[off + n - 1] != 47:
+                return False
+            return same(p, off, n, self.text[:n])
+        if want < n and (want == 0 or self.text[want - 1] != 47):
+            return False
+        return same(p, off, want, self.text)
+
+
+class Rule:
+    """One match rule. All strings are bytes; None means "any". `text` is the rule as it was given.
+
+    `args` maps an argument number to (kind, value), kind "s", "p" (argNpath) or "n" (arg0namespace)."""
+
+    def __init__(
+        self,
+        type: int = 0,
+        sender: bytes | None = None,
+        interface: bytes | None = None,
+        member: bytes | None = None,
+        path: bytes | None = None,
+        path_namespace: bytes | None = None,
+        destination: bytes | None = None,
+        args: dict[int, tuple[str, bytes]] | None = None,
+        eavesdrop: bool = False,
+        text: bytes = b"",
+    ) -> None:
+        self.type = type
+        self.sender = sender
+        self.interface = interface
+        self.member = member
+        self.path = path
+        self.path_namespace = path_namespace
+        self.destination = destination
+        self.eavesdrop = eavesdrop
+        self.text = text
+        self.args = [Arg(i, ord(kind), value) for i, (kind, value) in sorted((args or {}).items())]
+        self.owner = None
+        self.shape = None
+        self.key = 0
+        self.sender_id = 0
+        self.atoms: list[Atom] = []
+        self.sender_atom = None
+        self.interface_atom = None
+        self.member_atom = None
+        self.path_atom = None
+
+    def identity(self) -> tuple[object, ...]:
+        """Two rules are the same rule if this is equal."""
+        return (
+            self.type,
+            self.sender,
+            self.interface,
+            self.member,
+            self.path,
+            self.path_namespace,
+            self.destination,
+            self.eavesdrop,
+            tuple([(a.index, a.kind, a.text) for a in self.args]),
+        )
+
+    def __repr__(self) -> str:
+        return f"<Rule {self.text.decode(errors='replace')}>"
+
+    def matches(self, msg: Message, sender: Connection | None, dest: Connection | None) -> bool:
+        """Whether this rule wants `msg` (sender None: the driver; dest None: nobody or the driver).
+
+        Checked key by key, whatever the index found already."""
+        if self.type and self.type != msg.type:
+            return False
+        p = msg.p
+        if self.interface is not None and not (
+            msg.iface_len >= 0 and same(p, msg.iface_off, msg.iface_len, self.interface)
+        ):
+            return False
+        if self.member is not None and not (
+            msg.member_len >= 0 and same(p, msg.member_off, msg.member_len, self.member)
+        ):
+            return False
+        if self.sender is not None and not self.sender_is(sender):
+            return False
+        if self.destination is not None:
+            if msg.dest_len < 0 or not self.eavesdrop:
+                return False
+            if dest is None:
+                if not same(p, msg.dest_off, msg.dest_len, self.destination):
+                    return False
+            elif dest.unique_name != self.destination and self.destination not in dest.owned:
+                return False
+        elif msg.dest_len >= 0 and not self.eavesdrop:
+            return False
+        if self.path is not None and not (
+            msg.path_len >= 0 and same(p, msg.path_off, msg.path_len, self.path)
+        ):
+            return False
+        if self.path_namespace is not None:
+            n = len(self.path_namespace)
+            if msg.path_len < n or not same(p, msg.path_off, n, self.path_namespace):
+                return False
+            if n > 1 and msg.path_len > n and p[msg.path_off + n] != 47:
+                return False
+        for arg in self.args:
+            if not arg.matches(msg):
+                return False
+        return True
+
+    def sender_is(self, sender: Connection | None) -> bool:
+        if sender is None:
+            return self.sender == DRIVER_NAME
+        if self.sender_id:
+            return sender.id == self.sender_id
+        return self.sender in sender.owned
+
+
+class Shape:
+    """Rules that can be looked up by the same keys."""
+
+    def __init__(self, bits: int, arg: int, number: int) -> None:
+        self.bits = bits
+        self.arg = arg
+        self.number = number
+        self.count = 0
+        self.table = Map64()
+
+
+class MatchIndex:
+    """All match rules of a bus (or all monitor filters)."""
+
+    def __init__(self, atoms: Atoms) -> None:
+        self.atoms = atoms
+        self.shapes: list[Shape] = []
+        self.by_bits: dict[tuple[int, int], Shape] = {}
+        self.count = 0
+        self.n_eavesdrop = 0
+        self.driver_key = 0
+        self.stamp = 0
+        self.found: list[Connection] = []
+        self.msg = None
+        self.sender = None
+        self.dest = None
+        self.interface_n = 0
+        self.member_n = 0
+        self.path_n = 0
+
+    def __len__(self) -> int:
+        return self.count
+
+    def add(self, rule: Rule, owner: Connection) -> None:
+        """Adds `rule` for `owner`; a rule object is in one index once."""
+        bits = S_EAVESDROP if rule.eavesdrop else 0
+        arg_index = -1
+        key = 0
+        atoms = self.atoms
+        if rule.sender is not None:
+            bits |= S_SENDER
+            if rule.sender[:1] == b":":
+                rule.sender_id = unique_id(rule.sender)
+                key = mix(key, rule.sender_id * 2)
+            else:
+                rule.sender_atom = self.hold(rule, rule.sender)
+                rule.sender_atom.watched += 1
+                key = mix(key, rule.sender_atom.number * 2 + 1)
+        if rule.interface is not None:
+            bits |= S_INTERFACE
+            rule.interface_atom = self.hold(rule, rule.interface)
+            key = mix(key, rule.interface_atom.number)
+        if rule.member is not None:
+            bits |= S_MEMBER
+            rule.member_atom = self.hold(rule, rule.member)
+            key = mix(key, rule.member_atom.number)
+        if rule.path is not None:
+            bits |= S_PATH
+            rule.path_atom = self.hold(rule, rule.path)
+            key = mix(key, rule.path_atom.number)
+        elif rule.path_namespace is not None and rule.path_namespace != b"/":
+            bits |= S_PATH_NS
+            rule.path_atom = self.hold(rule, rule.path_namespace)
+            key = mix(key, rule.path_atom.number)
+        for arg in rule.args:
+            if arg.kind == 115 or arg.kind == 110:
+                bits |= S_ARG if arg.kind == 115 else S_ARG_NS
+                arg_index = arg.index
+                key = mix(key, self.hold(rule, arg.text).number)
+                break
+        shape = self.by_bits.get((bits, arg_index))
+        if shape is None:
+            shape = Shape(bits, arg_index, len(self.by_bits))
+            self.by_bits[(bits, arg_index)] = shape
+            self.shapes.append(shape)
+        bucket = shape.table.get(key)
+        if bucket is None:
+            bucket = []
+            shape.table.put(key, bucket)
+        bucket.append(rule)
+        shape.count += 1
+        self.count += 1
+        self.n_eavesdrop += 1 if rule.eavesdrop else 0
+        rule.shape = shape
+        rule.key = key
+        rule.owner = owner
+
+    def hold(self, rule: Rule, text: bytes) -> Atom:
+        atom = self.atoms.intern(text)
+        rule.atoms.append(atom)
+        return atom
+
+    def remove(self, rule: Rule) -> None:
+        """Removes a rule that `add()` added."""
+        shape = rule.shape
+        bucket = shape.table.get(rule.key)
+        for i in range(len(bucket)):
+            if bucket[i] is rule:
+                del bucket[i]
+                break
+        if not bucket:
+            shape.table.pop(rule.key)
+        shape.count -= 1
+        self.count -= 1
+        self.n_eavesdrop -= 1 if rule.eavesdrop else 0
+        if shape.count == 0:
+            self.shapes.remove(shape)
+            del self.by_bits[(shape.bits, shape.arg)]
+        if rule.sender_atom is not None:
+            rule.sender_atom.watched -= 1
+        for atom in rule.atoms:
+            self.atoms.release(atom)
+        rule.atoms.clear()
+        rule.sender_atom = rule.interface_atom = rule.member_atom = rule.path_atom = None
+        rule.shape = None
+        rule.owner = None
+
+    def collect(
+        self, msg: Message, sender: Connection | None, dest: Connection | None
+    ) -> list[Connection]:
+        """Connections with a rule for `msg`, each once, `dest` left out. The list is used again."""
+        found = self.found
+        found.clear()
+        # The counter is shared by all indexes over these atoms, as `Connection.stamp` is.
+        self.atoms.stamp += 1
+        self.stamp = self.atoms.stamp
+        if dest is not None:
+            dest.stamp = self.stamp
+        unicast = msg.dest_len >= 0
+        self.msg = msg
+        self.sender = sender
+        self.dest = dest
+        self.interface_n = self.number_of(msg, msg.iface_off, msg.iface_len)
+        self.member_n = self.number_of(msg, msg.member_off, msg.member_len)
+        self.path_n = self.number_of(msg, msg.path_off, msg.path_len)
+        if sender is None:
+            atom = self.atoms.lookup(DRIVER_NAME)
+            self.driver_key = mix(0, atom.number * 2 + 1) if atom is not None else 0
+        for shape in self.shapes:
+            bits = shape.bits
+            if unicast and not bits & S_EAVESDROP:
+                continue
+            if bits & S_INTERFACE and self.interface_n == 0:
+                continue
+            if bits & S_MEMBER and self.member_n == 0:
+                continue
+            if bits & S_PATH and self.path_n == 0:
+                continue
+            if not bits & S_SENDER:
+                self.probe_names(shape, 0)
+            elif sender is None:
+                self.probe_names(shape, self.driver_key)
+            else:
+                self.probe_names(shape, mix(0, sender.id * 2))
+                for name in sender.owned.values():
+                    atom = name.atom
+                    if atom.watched:
+                        self.probe_names(shape, mix(0, atom.number * 2 + 1))
+        self.msg = None
+        self.sender = None
+        self.dest = None
+        return found
+
+    def number_of(self, msg: Message, off: int, n: int) -> int:
+        if n < 0:
+            return 0
+        atom = self.atoms.find(msg.p, off, n)
+        return atom.number if atom is not None else 0
+
+    def probe_names(self, shape: Shape, key: int) -> None:
+        bits = shape.bits
+        if bits & S_INTERFACE:
+            key = mix(key, self.interface_n)
+        if bits & S_MEMBER:
+            key = mix(key, self.member_n)
+        if bits & S_PATH:
+            self.probe_args(shape, mix(key, self.path_n))
+        elif bits & S_PATH_NS:
+            msg = self.msg
+            if msg.path_len < 2:
+                return
+            # Every prefix of the path that ends before a slash, and the path itself.
+            p = msg.p
+            off = msg.path_off
+            n = msg.path_len
+            for i in range(2, n + 1):
+                if i == n or p[off + i] == 47:
+                    atom = self.atoms.find(p, off, i)
+                    if atom is not None:
+                        self.probe_args(shape, mix(key, atom.number))
+        else:
+            self.probe_args(shape, key)
+
+    def probe_args(self, shape: Shape, key: int) -> None:
+        bits = shape.bits
+        if not bits & (S_ARG | S_ARG_NS):
+            self.probe(shape, key)
+            return
+        msg = self.msg
+        i = shape.arg
+        if i >= msg.n_args or msg.arg_kind[i] != 115:
+            return
+        p = msg.p
+        off = msg.arg_off[i]
+        n = msg.arg_len[i]
+        if bits & S_ARG:
+            atom = self.atoms.find(p, off, n)
+            if atom is not None:
+                self.probe(shape, mix(key, atom.number))
+            return
+        for k in range(1, n + 1):
+            if k == n or p[off + k] == 46:
+                atom = self.atoms.find(p, off, k)
+                if atom is not None:
+                    self.probe(shape, mix(key, atom.number))
+
+    def probe(self, shape: Shape, key: int) -> None:
+        bucket = shape.table.get(key)
+        if bucket is None:
+            return
+        msg = self.msg
+        for rule in bucket:
+            owner = rule.owner
+            if owner.stamp != self.stamp and rule.matches(msg, self.sender, self.dest):
+                owner.stamp = self.stamp
+                self.found.append(owner)
+
+
+def unique_id(name: bytes) -> int:
+    """The id in a unique name of this bus (":1.N"); a number nobody has for any other."""
+    digits = name[3:]
+    if (
+        name[:3] == b":1."
+        and digits.isdigit()
+        and len(digits) < 19
+        and (digits[:1] != b"0" or digits == b"0")
+    ):
+        return int(digits) + 1
+    return 0xFFFFFFFFFFFF

@@ -1,0 +1,435 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False
+"""Memory: the few places where the core touches raw bytes.
+
+Invariant: nothing here knows D-Bus. Loads, stores and copies are bounds-checked by the
+caller; the containers (Buffer, Ring, Map64) own their memory and never hand out a pointer
+that outlives the next growing call. `mem.py` is the same module in plain Python: it is what
+runs where no compiler was at hand, and what these functions are tested against.
+"""
+
+import os
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.string cimport memcmp, memcpy, memmove, memset
+
+COMPILED = True
+
+cdef uint64_t SEED = int.from_bytes(os.urandom(8), "little")
+cdef uint64_t K1 = 0x9E3779B97F4A7C15u
+cdef uint64_t K2 = 0xD6E8FEB86659FD93u
+
+
+cdef uint32_t load32(const uint8_t* p, Py_ssize_t off, bint big) noexcept nogil:
+    cdef const uint8_t* q = p + off
+    if big:
+        return (<uint32_t>q[0] << 24) | (<uint32_t>q[1] << 16) | (<uint32_t>q[2] << 8) | q[3]
+    return (<uint32_t>q[3] << 24) | (<uint32_t>q[2] << 16) | (<uint32_t>q[1] << 8) | q[0]
+
+
+cdef void store32(uint8_t* p, Py_ssize_t off, uint32_t value, bint big) noexcept nogil:
+    cdef uint8_t* q = p + off
+    if big:
+        q[0] = value >> 24
+        q[1] = (value >> 16) & 0xFF
+        q[2] = (value >> 8) & 0xFF
+        q[3] = value & 0xFF
+    else:
+        q[3] = value >> 24
+        q[2] = (value >> 16) & 0xFF
+        q[1] = (value >> 8) & 0xFF
+        q[0] = value & 0xFF
+
+
+cdef void copy(uint8_t* dst, Py_ssize_t doff, const uint8_t* src, Py_ssize_t soff, Py_ssize_t n) noexcept nogil:
+    memcpy(dst + doff, src + soff, n)
+
+
+cdef void zero(uint8_t* dst, Py_ssize_t off, Py_ssize_t n) noexcept nogil:
+    memset(dst + off, 0, n)
+
+
+cdef bint all_zero(const uint8_t* p, Py_ssize_t off, Py_ssize_t n) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(off, off + n):
+        if p[i]:
+            return False
+    return True
+
+
+cdef bint utf8_ok(const uint8_t* p, Py_ssize_t off, Py_ssize_t n) noexcept nogil:
+    """True for UTF-8 as the specification wants it: no NUL, no surrogate, shortest form."""
+    cdef const uint8_t* q = p + off
+    cdef const uint8_t* end = q + n
+    cdef uint64_t word
+    cdef uint8_t c, d
+    while q < end:
+        # Eight ASCII bytes at once: none has its high bit set, none is zero.
+        while end - q >= 8:
+            memcpy(&word, q, 8)
+            if word & 0x8080808080808080u:
+                break
+            if (word - 0x0101010101010101u) & 0x8080808080808080u:
+                return False
+            q += 8
+        if q >= end:
+            break
+        c = q[0]
+        if c < 0x80:
+            if c == 0:
+                return False
+            q += 1
+        elif c < 0xC2:
+            return False
+        elif c < 0xE0:
+            if end - q < 2 or (q[1] & 0xC0) != 0x80:
+                return False
+            q += 2
+        elif c < 0xF0:
+            if end - q < 3:
+                return False
+            d = q[1]
+            if (d & 0xC0) != 0x80 or (q[2] & 0xC0) != 0x80:
+                return False
+            if (c == 0xE0 and d < 0xA0) or (c == 0xED and d > 0x9F):
+                return False
+            q += 3
+        elif c < 0xF5:
+            if end - q < 4:
+                return False
+            d = q[1]
+            if (d & 0xC0) != 0x80 or (q[2] & 0xC0) != 0x80 or (q[3] & 0xC0) != 0x80:
+                return False
+            if (c == 0xF0 and d < 0x90) or (c == 0xF4 and d > 0x8F):
+                return False
+            q += 4
+        else:
+            return False
+    return True
+
+
+cdef bint bools_ok(const uint8_t* p, Py_ssize_t off, Py_ssize_t n, bint big) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(off, off + n, 4):
+        if load32(p, i, big) > 1:
+            return False
+    return True
+
+
+cdef bytes take(const uint8_t* p, Py_ssize_t off, Py_ssize_t n):
+    return PyBytes_FromStringAndSize(<const char*>(p + off), n)
+
+
+cdef bint same(const uint8_t* p, Py_ssize_t off, Py_ssize_t n, bytes text):
+    return n == PyBytes_GET_SIZE(text) and memcmp(p + off, PyBytes_AS_STRING(text), n) == 0
+
+
+cdef uint64_t mix(uint64_t a, uint64_t b) noexcept nogil:
+    cdef uint64_t h = (a ^ b ^ SEED) * K1
+    h ^= (h >> 29) ^ b
+    h *= K2
+    return h ^ (h >> 32)
+
+
+cdef uint64_t hash64(const uint8_t* p, Py_ssize_t off, Py_ssize_t n) noexcept nogil:
+    # Seeded at start, so that no peer can choose strings that fall into one slot.
+    cdef const uint8_t* q = p + off
+    cdef uint64_t h = SEED ^ (<uint64_t>n * K1)
+    cdef uint64_t word
+    while n >= 8:
+        memcpy(&word, q, 8)
+        h = (h ^ word) * K2
+        h ^= h >> 31
+        q += 8
+        n -= 8
+    if n:
+        word = 0
+        memcpy(&word, q, n)
+        h = (h ^ word) * K2
+        h ^= h >> 31
+    h *= K1
+    return h ^ (h >> 32)
+
+
+cdef const uint8_t* view(const uint8_t* p, Py_ssize_t off, Py_ssize_t n) noexcept nogil:
+    return p + off
+
+
+cdef const uint8_t* of_bytes(bytes data):
+    # The caller keeps `data` alive for as long as it uses the pointer.
+    return <const uint8_t*>PyBytes_AS_STRING(data)
+
+
+cdef int32_t* int_array(Py_ssize_t n) except NULL:
+    cdef int32_t* p = <int32_t*>calloc(n, sizeof(int32_t))
+    if p is NULL:
+        raise MemoryError
+    return p
+
+
+cdef void free_ints(int32_t* p) noexcept nogil:
+    free(p)
+
+
+cdef class Buffer:
+    """Bytes between `head` and `end` of a block that grows and is given back when empty."""
+
+    def __cinit__(self):
+        self.p = NULL
+        self.head = self.end = self.cap = 0
+
+    def __dealloc__(self):
+        free(self.p)
+
+    def __len__(self):
+        return self.end - self.head
+
+    def __bytes__(self):
+        return PyBytes_FromStringAndSize(<const char*>(self.p + self.head), self.end - self.head)
+
+    cdef int reserve(self, Py_ssize_t n) except -1:
+        """Makes room for `n` bytes behind `end`; may move the bytes to the block's start."""
+        cdef uint8_t* grown
+        cdef Py_ssize_t cap
+        if self.cap - self.end >= n:
+            return 0
+        if self.head:
+            memmove(self.p, self.p + self.head, self.end - self.head)
+            self.end -= self.head
+            self.head = 0
+            if self.cap - self.end >= n:
+                return 0
+        cap = self.cap * 2 if self.cap else 512
+        if cap < self.end + n:
+            cap = self.end + n
+        grown = <uint8_t*>realloc(self.p, cap)
+        if grown is NULL:
+            raise MemoryError
+        self.p = grown
+        self.cap = cap
+        return 0
+
+    cdef int append(self, const uint8_t* src, Py_ssize_t off, Py_ssize_t n) except -1:
+        self.reserve(n)
+        memcpy(self.p + self.end, src + off, n)
+        self.end += n
+        return 0
+
+    cdef void drop(self) noexcept:
+        """Gives the block back."""
+        free(self.p)
+        self.p = NULL
+        self.head = self.end = self.cap = 0
+
+    def add(self, bytes data):
+        """append() for Python callers."""
+        self.append(<const uint8_t*>PyBytes_AS_STRING(data), 0, PyBytes_GET_SIZE(data))
+
+
+cdef class Ring:
+    """First in, first out: what each queued message is charged to."""
+
+    def __cinit__(self):
+        self.slots = NULL
+        self.cap = self.first = self.count = 0
+
+    def __dealloc__(self):
+        free(self.slots)
+
+    def __len__(self):
+        return self.count
+
+    cdef int push(self, Py_ssize_t size, Py_ssize_t fds, int64_t user) except -1:
+        cdef Charge* grown
+        cdef Charge* slot
+        cdef Py_ssize_t i, cap
+        if self.count == self.cap:
+            cap = self.cap * 2 if self.cap else 4
+            grown = <Charge*>malloc(cap * sizeof(Charge))
+            if grown is NULL:
+                raise MemoryError
+            for i in range(self.count):
+                grown[i] = self.slots[(self.first + i) & (self.cap - 1)]
+            free(self.slots)
+            self.slots = grown
+            self.cap = cap
+            self.first = 0
+        slot = &self.slots[(self.first + self.count) & (self.cap - 1)]
+        slot.left = size
+        slot.size = size
+        slot.fds = fds
+        slot.user = user
+        self.count += 1
+        return 0
+
+    cdef Py_ssize_t take_left(self, Py_ssize_t n) noexcept:
+        """Takes up to n bytes off the first message; returns how many are left of n, -1 if it is not done."""
+        cdef Charge* slot = &self.slots[self.first]
+        if <uint64_t>n < slot.left:
+            slot.left -= n
+            return -1
+        return n - <Py_ssize_t>slot.left
+
+    cdef Py_ssize_t front_size(self) noexcept:
+        return self.slots[self.first].size
+
+    cdef Py_ssize_t front_fds(self) noexcept:
+        return self.slots[self.first].fds
+
+    cdef int64_t front_user(self) noexcept:
+        return self.slots[self.first].user
+
+    cdef void pop(self) noexcept:
+        self.first = (self.first + 1) & (self.cap - 1)
+        self.count -= 1
+        if self.count == 0 and self.cap > 64:
+            free(self.slots)
+            self.slots = NULL
+            self.cap = self.first = 0
+
+    def items(self):
+        """(size, fds, user index) of each message, oldest first."""
+        cdef Py_ssize_t i
+        cdef Charge slot
+        out = []
+        for i in range(self.count):
+            slot = self.slots[(self.first + i) & (self.cap - 1)]
+            out.append((slot.size, slot.fds, slot.user))
+        return out
+
+
+cdef class Map64:
+    """64-bit key to object, by open addressing. A key's low bits must be well mixed by the caller."""
+
+    def __cinit__(self):
+        self.slots = NULL
+        self.mask = -1
+        self.used = 0
+
+    def __dealloc__(self):
+        cdef Py_ssize_t i
+        for i in range(self.mask + 1):
+            if self.slots[i].value is not NULL:
+                Py_DECREF(<object>self.slots[i].value)
+        free(self.slots)
+
+    def __len__(self):
+        return self.used
+
+    cdef object get(self, uint64_t key):
+        cdef Py_ssize_t i
+        if self.used == 0:
+            return None
+        i = <Py_ssize_t>(key & <uint64_t>self.mask)
+        while self.slots[i].value is not NULL:
+            if self.slots[i].key == key:
+                return <object>self.slots[i].value
+            i = (i + 1) & self.mask
+        return None
+
+    cdef int put(self, uint64_t key, object value) except -1:
+        cdef MapSlot* old = self.slots
+        cdef MapSlot* grown
+        cdef Py_ssize_t i, j, size
+        cdef void* before
+        if (self.used + 1) * 3 > (self.mask + 1) * 2:
+            size = (self.mask + 1) * 2 if self.mask > 0 else 4
+            grown = <MapSlot*>calloc(size, sizeof(MapSlot))
+            if grown is NULL:
+                raise MemoryError
+            for i in range(self.mask + 1):
+                if old[i].value is not NULL:
+                    j = <Py_ssize_t>(old[i].key & <uint64_t>(size - 1))
+                    while grown[j].value is not NULL:
+                        j = (j + 1) & (size - 1)
+                    grown[j] = old[i]
+            free(old)
+            self.slots = grown
+            self.mask = size - 1
+        i = <Py_ssize_t>(key & <uint64_t>self.mask)
+        Py_INCREF(value)
+        while self.slots[i].value is not NULL:
+            if self.slots[i].key == key:
+                before = self.slots[i].value
+                self.slots[i].value = <void*>value
+                Py_DECREF(<object>before)
+                return 0
+            i = (i + 1) & self.mask
+        self.slots[i].key = key
+        self.slots[i].value = <void*>value
+        self.used += 1
+        return 0
+
+    cdef object pop(self, uint64_t key):
+        cdef Py_ssize_t i, j, home
+        cdef object value
+        if self.used == 0:
+            return None
+        i = <Py_ssize_t>(key & <uint64_t>self.mask)
+        while True:
+            if self.slots[i].value is NULL:
+                return None
+            if self.slots[i].key == key:
+                break
+            i = (i + 1) & self.mask
+        value = <object>self.slots[i].value
+        Py_DECREF(value)
+        self.used -= 1
+        # Close the gap, so that no probe for a later key ends here.
+        j = i
+        while True:
+            j = (j + 1) & self.mask
+            if self.slots[j].value is NULL:
+                break
+            home = <Py_ssize_t>(self.slots[j].key & <uint64_t>self.mask)
+            if ((j - home) & self.mask) >= ((j - i) & self.mask):
+                self.slots[i] = self.slots[j]
+                i = j
+        self.slots[i].value = NULL
+        return value
+
+    def values(self):
+        cdef Py_ssize_t i
+        out = []
+        for i in range(self.mask + 1):
+            if self.slots[i].value is not NULL:
+                out.append(<object>self.slots[i].value)
+        return out
+
+
+class _Probe:
+    """The C functions of this module for tests and for Python callers."""
+
+    @staticmethod
+    def utf8_ok(bytes data):
+        return bool(utf8_ok(<const uint8_t*>PyBytes_AS_STRING(data), 0, PyBytes_GET_SIZE(data)))
+
+    @staticmethod
+    def hash64(bytes data):
+        return hash64(<const uint8_t*>PyBytes_AS_STRING(data), 0, PyBytes_GET_SIZE(data))
+
+    @staticmethod
+    def map_get(Map64 table, uint64_t key):
+        return table.get(key)
+
+    @staticmethod
+    def map_put(Map64 table, uint64_t key, value):
+        table.put(key, value)
+
+    @staticmethod
+    def map_pop(Map64 table, uint64_t key):
+        return table.pop(key)
+
+    @staticmethod
+    def ring_push(Ring ring, size, fds, user):
+        ring.push(size, fds, user)
+
+    @staticmethod
+    def ring_take_left(Ring ring, n):
+        return ring.take_left(n)
+
+    @staticmethod
+    def ring_pop(Ring ring):
+        ring.pop()

@@ -1,0 +1,54 @@
+# cython: language_level=3
+cimport cython
+from libc.stdint cimport int64_t, uint8_t
+
+from .accounting cimport Accounts
+from .fds cimport FdSet
+from .mem cimport Buffer, Ring, copy, of_bytes, store32, take, view, zero
+from .message cimport Message
+
+cpdef bytes sender_field(bytes name, bint big)
+@cython.locals(payload=Payload)
+cdef Payload msg_payload(Message msg)
+cdef Segment buffer_run(Buffer buffer, FdSet fds)
+cdef Segment payload_run(Payload payload)
+
+cdef class Payload:
+    cdef const uint8_t* p
+    cdef readonly Py_ssize_t size
+    cdef readonly bint loaned
+    cdef public Py_ssize_t holders
+    cdef object owner
+    cpdef void pin(self)
+
+cdef class Segment:
+    cdef Buffer buffer
+    cdef Payload payload
+    cdef FdSet fds
+    cdef Py_ssize_t off
+    cdef Py_ssize_t end
+
+cdef class Queue:
+    cdef Accounts accounts
+    cdef Buffer tail
+    cdef FdSet tail_fds
+    cdef list segments
+    cdef Ring charges
+    cdef readonly Py_ssize_t size
+    cdef readonly Py_ssize_t n_fds
+    cdef public bint dirty
+
+    @cython.locals(payload=Payload)
+    cdef Py_ssize_t push(self, Message msg, const uint8_t* head, Py_ssize_t head_len, bytes field, int64_t user) except -1
+    cdef void seal(self)
+    cpdef void sent(self, Py_ssize_t n)
+    @cython.locals(segment=Segment)
+    cdef Py_ssize_t drop_segments(self, Py_ssize_t n)
+    cpdef void skip(self)
+    @cython.locals(segment=Segment)
+    cpdef void clear(self)
+    cpdef void idle(self)
+    @cython.locals(segment=Segment)
+    cpdef bytes peek(self)
+    @cython.locals(segment=Segment)
+    cpdef list runs(self)

@@ -1,0 +1,263 @@
+# cython: infer_types=True
+"""Queue: the bytes that one receiver has yet to get, and who is charged for them.
+
+Invariant: `size` and `n_fds` are what is queued and not yet handed out by `sent()`; each
+queued message is charged to its sender's user from `push()` until its last byte is sent or
+the queue is cleared. Messages keep their order; descriptors go out with the first byte of
+their message. A small message costs one copy into the tail buffer; a large body is queued
+by reference (Payload) and never copied while the receiver keeps up.
+"""
+
+from __future__ import annotations
+
+try:
+    import cython
+except ImportError:
+    from ._cython import cython
+
+from .accounting import Accounts
+from .fds import FdSet
+from .mem import Buffer, Ring
+from .message import Message
+
+if not cython.compiled:
+    from .mem import copy, of_bytes, store32, take, view, zero
+
+# Bodies from this size on are queued by reference.
+BIG = 16384
+# A tail buffer larger than this is given back when it is empty.
+KEEP = 65536
+
+
+def sender_field(name: bytes, big: bool) -> bytes:
+    """The SENDER header field, ready to be appended behind 8-aligned fields."""
+    size = len(name).to_bytes(4, "big" if big else "little")
+    return b"\x07\x01s\0" + size + name + b"\0"
+
+
+class Payload:
+    """Body bytes shared by the queues that reference them.
+
+    While `loaned`, the bytes belong to a receive buffer that is about to be used again;
+    `pin()` copies them once, for all holders, if somebody still needs them by then."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.loaned = True
+        self.holders = 0
+        self.owner = None
+
+    def pin(self) -> None:
+        data = take(self.p, 0, self.size)
+        self.owner = data
+        self.p = of_bytes(data)
+        self.loaned = False
+
+
+class Segment:
+    """A run of bytes in the queue: the rest of a buffer, or of a payload."""
+
+    def __init__(self) -> None:
+        self.buffer = None
+        self.payload = None
+        self.fds = None
+        self.off = 0
+        self.end = 0
+
+
+def buffer_run(buffer: Buffer, fds: FdSet | None) -> Segment:
+    segment = Segment()
+    segment.buffer = buffer
+    segment.fds = fds
+    segment.off = buffer.head
+    segment.end = buffer.end
+    return segment
+
+
+def payload_run(payload: Payload) -> Segment:
+    segment = Segment()
+    segment.payload = payload
+    segment.end = payload.size
+    payload.holders += 1
+    return segment
+
+
+class Queue:
+    """One receiver's queue. `segments` come first, then `tail`, whose first byte carries `tail_fds`."""
+
+    def __init__(self, accounts: Accounts) -> None:
+        self.accounts = accounts
+        self.tail = Buffer()
+        self.tail_fds = None
+        self.segments: list[Segment] = []
+        self.charges = Ring()
+        self.size = 0
+        self.n_fds = 0
+        self.dirty = False
+
+    def __len__(self) -> int:
+        return self.charges.count
+
+    def push(self, msg: Message, head, head_len: int, field: bytes | None, user: int) -> int:
+        """Queues `msg` with the header fields head[:head_len] and SENDER `field`; its size in bytes.
+
+        `head` is the forwarded header (fixed part and fields without SENDER); with `field`
+        None the message goes out as it is (the driver's own)."""
+        tail = self.tail
+        fds = msg.fds
+        if fds is not None:
+            # Descriptors belong to the first byte of their message: start a new run there.
+            if tail.end > tail.head:
+                self.seal()
+                tail = self.tail
+            self.tail_fds = fds
+        big_body = msg.body_len >= 16384
+        pos = (head_len + 7) & ~7
+        size = pos
+        n_field = 0
+        if field is not None:
+            n_field = len(field)
+            size = (pos + n_field + 7) & ~7
+        need = size if big_body else size + msg.body_len
+        tail.reserve(need)
+        base = tail.end
+        copy(tail.p, base, head, 0, head_len)
+        zero(tail.p, base + head_len, pos - head_len)
+        if field is not None:
+            store32(tail.p, base + 12, pos - 16 + n_field, msg.big)
+            copy(tail.p, base + pos, of_bytes(field), 0, n_field)
+            zero(tail.p, base + pos + n_field, size - pos - n_field)
+        if not big_body:
+            copy(tail.p, base + size, msg.p, msg.body_off, msg.body_len)
+        tail.end = base + need
+        if big_body:
+            self.seal()
+            payload = msg_payload(msg)
+            self.segments.append(payload_run(payload))
+        total = size + msg.body_len
+        count = len(fds) if fds is not None else 0
+        self.size += total
+        self.n_fds += count
+        self.charges.push(total, count, user)
+        self.accounts.charge(user, total, count)
+        return total
+
+    def seal(self) -> None:
+        """Turns the tail into a segment, so that what follows starts a new run."""
+        tail = self.tail
+        if tail.end > tail.head:
+            self.segments.append(buffer_run(tail, self.tail_fds))
+            self.tail = Buffer()
+            self.tail_fds = None
+
+    def sent(self, n: int) -> None:
+        """The first `n` bytes are gone; discharges each message that is gone whole."""
+        self.size -= n
+        charges = self.charges
+        left = n
+        while left > 0:
+            rest = charges.take_left(left)
+            if rest < 0:
+                break
+            left = rest
+            self.n_fds -= charges.front_fds()
+            self.accounts.discharge(charges.front_user(), charges.front_size(), charges.front_fds())
+            charges.pop()
+        if self.segments:
+            n = self.drop_segments(n)
+        if n:
+            tail = self.tail
+            tail.head += n
+            self.tail_fds = None
+            if tail.head == tail.end:
+                if tail.cap > 65536:
+                    tail.drop()
+                else:
+                    tail.head = tail.end = 0
+
+    def skip(self) -> None:
+        """Drops the first message (nothing of which has been sent) and discharges it."""
+        self.sent(self.charges.front_size())
+
+    def drop_segments(self, n: int) -> int:
+        gone = 0
+        for segment in self.segments:
+            left = segment.end - segment.off
+            if n < left:
+                if n:
+                    segment.off += n
+                    segment.fds = None
+                n = 0
+                break
+            n -= left
+            gone += 1
+            segment.fds = None
+            if segment.payload is not None:
+                segment.payload.holders -= 1
+        del self.segments[:gone]
+        return n
+
+    def clear(self) -> None:
+        """Forgets everything that is queued, and discharges it."""
+        charges = self.charges
+        while charges.count:
+            self.accounts.discharge(charges.front_user(), charges.front_size(), charges.front_fds())
+            charges.pop()
+        for segment in self.segments:
+            if segment.payload is not None:
+                segment.payload.holders -= 1
+        self.segments.clear()
+        self.tail.drop()
+        self.tail_fds = None
+        self.size = 0
+        self.n_fds = 0
+
+    def idle(self) -> None:
+        """Gives the tail's block back; called when the queue has been empty for a while."""
+        if self.size == 0:
+            self.tail.drop()
+
+    # For Python callers and tests: the queue without a socket.
+
+    def peek(self) -> bytes:
+        """All queued bytes."""
+        out = []
+        for segment in self.segments:
+            if segment.buffer is not None:
+                out.append(take(segment.buffer.p, segment.off, segment.end - segment.off))
+            else:
+                out.append(take(segment.payload.p, segment.off, segment.end - segment.off))
+        out.append(bytes(self.tail))
+        return b"".join(out)
+
+    def runs(self) -> list[tuple[bytes, list[int]]]:
+        """Queued bytes cut where descriptors begin, each run with the descriptors of its first byte."""
+        out: list[tuple[bytes, list[int]]] = []
+        parts = []
+        for segment in self.segments:
+            if segment.buffer is not None:
+                data = take(segment.buffer.p, segment.off, segment.end - segment.off)
+            else:
+                data = take(segment.payload.p, segment.off, segment.end - segment.off)
+            parts.append((segment.fds, data))
+        if len(self.tail):
+            parts.append((self.tail_fds, bytes(self.tail)))
+        for fds, data in parts:
+            if fds is None and out:
+                out[-1] = (out[-1][0] + data, out[-1][1])
+            else:
+                out.append((data, list(fds) if fds is not None else []))
+        return out
+
+
+def msg_payload(msg: Message) -> Payload:
+    """The message's body as a Payload: one for all receivers."""
+    payload = msg.payload
+    if payload is None:
+        payload = Payload(msg.body_len)
+        payload.p = view(msg.p, msg.body_off, msg.body_len)
+        if msg.owner is not None:
+            payload.owner = msg.owner
+            payload.loaned = False
+        msg.payload = payload
+    return payload

@@ -1,0 +1,34 @@
+# cython: language_level=3
+cimport cython
+from libc.stdint cimport uint32_t, uint64_t
+
+from .connection cimport Connection
+from .mem cimport Map64
+
+cdef class Slot:
+    cdef Connection caller
+    cdef Connection callee
+    cdef uint64_t serial
+    cdef double deadline
+    cdef Slot prev
+    cdef Slot next
+    cdef Slot earlier
+    cdef Slot later
+
+cdef class Replies:
+    cdef Slot spare
+    cdef int n_spare
+    cdef Slot first
+    cdef Slot last
+    cdef Py_ssize_t count
+    @cython.locals(slot=Slot)
+    cpdef bint expect(self, Connection caller, Connection callee, uint64_t serial, double deadline) except -1
+    @cython.locals(slot=Slot)
+    cdef Slot find(self, Connection caller, Connection callee, uint64_t serial)
+    cdef void end(self, Slot slot)
+    cpdef void drop_caller(self, Connection conn)
+    @cython.locals(slot=Slot)
+    cpdef list owed_by(self, Connection conn)
+    @cython.locals(slot=Slot)
+    cpdef list expired(self, double now)
+    cpdef double next_deadline(self)

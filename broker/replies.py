@@ -1,0 +1,154 @@
+# cython: infer_types=True
+"""Replies: which connection owes whom an answer (kdbus: the reply cookie).
+
+Invariant: a slot stands for one call that was delivered and asked for an answer; it is
+found by (caller, callee, serial) in constant time, hangs in the callee's chain so that a
+vanishing callee finds its callers, and in the deadline chain if there is a time limit. It
+ends exactly once: by the reply, the deadline, or the end of either side. Slots are reused.
+"""
+
+from __future__ import annotations
+
+try:
+    import cython
+except ImportError:
+    from ._cython import cython
+
+from .connection import Connection
+from .mem import Map64
+
+
+class Slot:
+    """One awaited reply. `deadline` in seconds of the bus's clock, 0 for none."""
+
+    def __init__(self) -> None:
+        self.caller = None
+        self.callee = None
+        self.serial = 0
+        self.deadline = 0.0
+        self.prev = None
+        self.next = None
+        self.earlier = None
+        self.later = None
+
+
+class Replies:
+    """All awaited replies of a bus."""
+
+    def __init__(self) -> None:
+        self.spare = None
+        self.n_spare = 0
+        self.first = None
+        self.last = None
+        self.count = 0
+
+    def __len__(self) -> int:
+        return self.count
+
+    def expect(self, caller: Connection, callee: Connection, serial: int, deadline: float) -> bool:
+        """Notes that `callee` owes `caller` a reply; False if just that reply is awaited already."""
+        key = (callee.id << 32) | serial
+        if caller.calls is None:
+            caller.calls = Map64()
+        elif caller.calls.get(key) is not None:
+            return False
+        slot = self.spare
+        if slot is None:
+            slot = Slot()
+        else:
+            self.spare = slot.next
+            self.n_spare -= 1
+        slot.caller = caller
+        slot.callee = callee
+        slot.serial = serial
+        slot.deadline = deadline
+        slot.prev = None
+        slot.next = callee.owes
+        if slot.next is not None:
+            slot.next.prev = slot
+        callee.owes = slot
+        if deadline > 0:
+            # One timeout for the whole bus: the chain is in order of deadlines by itself.
+            slot.earlier = self.last
+            slot.later = None
+            if self.last is None:
+                self.first = slot
+            else:
+                self.last.later = slot
+            self.last = slot
+        caller.calls.put(key, slot)
+        caller.n_calls += 1
+        caller.user.replies += 1
+        self.count += 1
+        return True
+
+    def find(self, caller: Connection, callee: Connection, serial: int) -> Slot | None:
+        """The slot of the reply that `callee` owes `caller` for `serial`."""
+        if caller.n_calls == 0:
+            return None
+        slot = caller.calls.get((callee.id << 32) | serial)
+        if slot is not None and slot.callee is callee:
+            return slot
+        return None
+
+    def end(self, slot: Slot) -> None:
+        """The reply came, or nobody waits for it any more."""
+        caller = slot.caller
+        caller.calls.pop((slot.callee.id << 32) | slot.serial)
+        caller.n_calls -= 1
+        caller.user.replies -= 1
+        self.count -= 1
+        if slot.prev is None:
+            slot.callee.owes = slot.next
+        else:
+            slot.prev.next = slot.next
+        if slot.next is not None:
+            slot.next.prev = slot.prev
+        if slot.deadline > 0:
+            if slot.earlier is None:
+                self.first = slot.later
+            else:
+                slot.earlier.later = slot.later
+            if slot.later is None:
+                self.last = slot.earlier
+            else:
+                slot.later.earlier = slot.earlier
+            slot.earlier = slot.later = None
+        slot.caller = None
+        slot.callee = None
+        slot.prev = None
+        if self.n_spare < 256:
+            slot.next = self.spare
+            self.spare = slot
+            self.n_spare += 1
+        else:
+            slot.next = None
+
+    def drop_caller(self, conn: Connection) -> None:
+        """Nobody is left to receive what `conn` waited for."""
+        if conn.calls is not None:
+            for slot in conn.calls.values():
+                self.end(slot)
+
+    def owed_by(self, conn: Connection) -> list[tuple[Connection, int]]:
+        """Ends every slot that `conn` was to answer; (caller, serial) of each, oldest call first."""
+        out = []
+        while conn.owes is not None:
+            slot = conn.owes
+            out.append((slot.caller, slot.serial))
+            self.end(slot)
+        out.reverse()
+        return out
+
+    def expired(self, now: float) -> list[tuple[Connection, int]]:
+        """Ends every slot whose deadline has passed; (caller, serial) of each."""
+        out = []
+        while self.first is not None and self.first.deadline <= now:
+            slot = self.first
+            out.append((slot.caller, slot.serial))
+            self.end(slot)
+        return out
+
+    def next_deadline(self) -> float:
+        """When `expired()` has something to do next; 0 for never."""
+        return self.first.deadline if self.first is not None else 0.0

@@ -1,0 +1,139 @@
+"""Tells the bus that something changed in a directory (inotify through ctypes).
+
+Invariant: a directory that cannot be watched costs a warning at most, never more; and however many
+files a package upgrade touches, `changed()` is called at once for the first and then at most once
+every QUIET seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import errno
+import fcntl
+import os
+import struct
+import termios
+from collections.abc import Callable, Iterable
+
+IN_CLOSE_WRITE = 0x8
+IN_MOVED_FROM = 0x40
+IN_MOVED_TO = 0x80
+IN_DELETE = 0x200
+IN_Q_OVERFLOW = 0x4000
+EVENTS = IN_CLOSE_WRITE | IN_DELETE | IN_MOVED_TO | IN_MOVED_FROM
+
+_EVENT = struct.Struct("iIII")  # descriptor, mask, cookie, bytes of the name that follows
+
+QUIET = 0.1
+"""Seconds during which further changes are only noted."""
+
+
+class DirectoryWatch:
+    """Watches directories on an event loop.
+
+    `watched`: path -> watch descriptor of those that really are watched; directories that do not
+    exist are left out without a word.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        changed: Callable[[], None],
+        log: Callable[[str, str], None],
+    ) -> None:
+        self.loop = loop
+        self.changed = changed
+        self.log = log
+        self.watched: dict[str, int] = {}
+        self.fd = -1
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        self._timer: asyncio.TimerHandle | None = None
+        self._again = False
+
+    def watch(self, paths: Iterable[str]) -> None:
+        """Watches exactly these directories from now on."""
+        wanted = dict.fromkeys(paths)
+        if self.fd < 0 and not self._open():
+            return
+        for path in [path for path in self.watched if path not in wanted]:
+            self._forget(self.watched.pop(path))
+        for path in wanted:
+            # Also for those watched already: a directory may have been replaced by another.
+            old = self.watched.pop(path, -1)
+            number = self._libc.inotify_add_watch(self.fd, os.fsencode(path), EVENTS)
+            code = ctypes.get_errno()
+            if number >= 0:
+                self.watched[path] = number
+            if number != old and old >= 0:
+                self._forget(old)
+            if number >= 0:
+                continue
+            if code != errno.ENOENT:
+                reason = os.strerror(code)
+                self.log("warning", f"Cannot setup inotify for '{path}'; error '{reason}'")
+
+    def pending(self) -> bool:
+        """Whether something happened that `changed()` was not called for yet."""
+        if self._again:
+            return True
+        if self.fd < 0:
+            return False
+        size = bytearray(4)
+        fcntl.ioctl(self.fd, termios.FIONREAD, size)
+        return any(size)
+
+    def close(self) -> None:
+        """Stops; may be called twice."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self.fd >= 0:
+            self.loop.remove_reader(self.fd)
+            os.close(self.fd)
+            self.fd = -1
+        self.watched.clear()
+
+    def _open(self) -> bool:
+        fd = self._libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
+        if fd < 0:
+            reason = os.strerror(ctypes.get_errno())
+            self.log("warning", f"Cannot initialize inotify: {reason}")
+            return False
+        self.fd = fd
+        self.loop.add_reader(fd, self._read)
+        return True
+
+    def _forget(self, number: int) -> None:
+        # Two paths may be one directory, which has one descriptor.
+        if number not in self.watched.values():
+            self._libc.inotify_rm_watch(self.fd, number)
+
+    def _read(self) -> None:
+        try:
+            data = os.read(self.fd, 65536)
+        except OSError:
+            return
+        # Which file it was does not matter: everything is read again, as dbus-daemon does.
+        pos = 0
+        seen = 0
+        while pos < len(data):
+            _, mask, _, size = _EVENT.unpack_from(data, pos)
+            seen |= mask
+            pos += _EVENT.size + size
+        if not seen & (EVENTS | IN_Q_OVERFLOW):
+            return  # only that a watch has ended
+        if self._timer is not None:
+            self._again = True
+        else:
+            self._report()
+
+    def _report(self) -> None:
+        self._timer = self.loop.call_later(QUIET, self._quiet)
+        self.changed()
+
+    def _quiet(self) -> None:
+        self._timer = None
+        if self._again:
+            self._again = False
+            self._report()

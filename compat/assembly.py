@@ -1,0 +1,202 @@
+"""Assembly: the parts of a bus, put together.
+
+Invariant: this is the only place where core, front, driver, activation and sockets meet; each
+part gets what it needs here and finds nothing by itself. A reload builds the new parts first
+and swaps them in afterwards, so that one which fails changes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from jitney.broker.bus import Bus
+from jitney.broker.policy import PolicySet
+
+from . import wire
+from .activation import Activator, DirectoryWatch, Settings
+from .driver import Driver
+from .errors import ACCESS_DENIED, DBusError
+from .front import Front, loginfo
+from .hub import Hub
+from .listen import new_guid
+
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
+
+    from jitney.broker.connection import Connection
+    from jitney.broker.message import Message
+
+    from .activation import Service as ActivatableService
+    from .config import Config
+    from .daemon import Daemon
+
+
+class BusContext:
+    """What the driver asks of the daemon around it; see `driver.Context`."""
+
+    def __init__(self, service: BusService, daemon: Daemon) -> None:
+        self.service = service
+        self.daemon = daemon
+        self.guid = service.bus.guid
+        self.systemd_activation = daemon.options.systemd_activation
+        self.uid = os.geteuid()
+
+    def reload(self) -> None:
+        self.daemon.reload()
+
+    def stats(self) -> Mapping[str, int]:
+        bus = self.service.bus
+        hub = self.service.hub
+        peaks = self.service.peaks
+        return {
+            "ActiveConnections": len(bus.connections) - len(bus.monitors),
+            "IncompleteConnections": len(hub.incomplete),
+            "MatchRules": bus.match_index.count,
+            "PeakMatchRules": peaks.matches(bus.match_index.count),
+            "PeakMatchRulesPerConnection": bus.peak_rules,
+            "BusNames": len(bus.names) + len(bus.connections) + 1,
+            "PeakBusNames": peaks.names(len(bus.names) + len(bus.connections) + 1),
+            "PeakBusNamesPerConnection": bus.peak_names,
+        }
+
+    def connection_stats(self, conn: Connection) -> Mapping[str, int]:
+        # The unique name counts, as in dbus-daemon.
+        names = len(conn.names) + 1
+        return {
+            "MatchRules": len(conn.rules),
+            "PeakMatchRules": conn.peak_rules,
+            "BusNames": names,
+            "PeakBusNames": max(names, conn.peak_names + 1),
+            "OutgoingMessages": len(conn.queue),
+            "OutgoingBytes": conn.queue.size,
+            "OutgoingFDs": conn.queue.n_fds,
+            "PeakOutgoingBytes": conn.peak_size,
+            "PeakOutgoingFDs": conn.peak_fds,
+        }
+
+
+class Peaks:
+    """Highest numbers seen when somebody looked or when they grew."""
+
+    def __init__(self) -> None:
+        self.highest: dict[str, int] = {}
+
+    def matches(self, now: int) -> int:
+        return self._peak("matches", now)
+
+    def names(self, now: int) -> int:
+        return self._peak("names", now)
+
+    def _peak(self, what: str, now: int) -> int:
+        self.highest[what] = max(now, self.highest.get(what, 0))
+        return self.highest[what]
+
+
+class ActivationContext:
+    """What activation asks of the front; see `activation.Context`."""
+
+    def __init__(self, bus: Bus, front: Front) -> None:
+        self.bus = bus
+        self.front = front
+
+    def log(self, severity: str, text: str) -> None:
+        self.front.log(severity, text)
+
+    def describe(self, conn: Connection) -> str:
+        return loginfo(conn)
+
+    def next_serial(self) -> int:
+        serial: int = self.front.driver.next_serial()
+        return serial
+
+    def may_activate(self, conn: Connection, msg: Message, service: ActivatableService) -> bool:
+        """The policy's word before anything is started: the receiver is nobody yet."""
+        if conn.send_open or conn.policy.may_send(self.bus, msg, None, False):
+            return True
+        text = self.front.complaint(
+            conn, None, msg, "Rejected send message", conn.policy.matched, False
+        )
+        self.front.log("security", text)
+        self.refused(conn, msg, DBusError(ACCESS_DENIED, text))
+        return False
+
+    def reply(self, conn: Connection, msg: Message, signature: str, values: tuple[Any, ...]) -> None:
+        self.front.driver.reply(conn, msg.serial, signature, wire.marshal(signature, values))
+
+    def refused(self, conn: Connection, msg: Message, error: DBusError) -> None:
+        self.front.refused(conn, msg, error)
+
+    def services_changed(self) -> None:
+        self.front.driver.activatable_services_changed()
+
+
+class BusService:
+    """A whole classic bus on an event loop; what `daemon.Service` asks for."""
+
+    def __init__(self, daemon: Daemon, loop: AbstractEventLoop) -> None:
+        config = daemon.config
+        self.daemon = daemon
+        self.log = daemon.log
+        self.peaks = Peaks()
+        self.bus = Bus(config.limits(), guid=new_guid())
+        self.front = Front(self.bus, PolicySet(config.policy_spec()), daemon.log)
+        self.bus.front = self.front
+        self.activator = Activator(
+            self.bus,
+            ActivationContext(self.bus, self.front),
+            loop,
+            self.settings(config),
+            config.service_dirs,
+        )
+        self.front.activator = self.activator
+        self.front.driver = Driver(self.bus, self.activator, BusContext(self, daemon))
+        self.hub = Hub(self.bus, self.front)
+        self.front.hub = self.hub
+        self.watch = DirectoryWatch(loop, self.changed, self.front.log)
+        self.watch.watch(self.watched(config))
+        self.hub.start(loop, daemon.listeners)
+
+    def settings(self, config: Config) -> Settings:
+        daemon = self.daemon
+        limit = daemon.fd_limit
+        return Settings(
+            address=daemon.address,
+            bus_type=config.type,
+            helper=config.servicehelper,
+            systemd=daemon.options.systemd_activation,
+            to_journal=daemon.log.syslog,
+            nofile=tuple(limit) if limit is not None else None,  # type: ignore[arg-type]
+        )
+
+    def watched(self, config: Config) -> list[str]:
+        return [*self.activator.watch_paths(), *config.include_dirs]
+
+    def changed(self) -> None:
+        """A watched directory changed: read the configuration again, as dbus-daemon does."""
+        try:
+            self.daemon.reload()
+        except DBusError as error:
+            self.log.warning(f"Unable to reload configuration: {error.text}")
+
+    def reload(self, config: Config) -> None:
+        limits = config.limits()
+        policies = PolicySet(config.policy_spec())
+        settings = self.settings(config)
+        self.bus.set_limits(limits)
+        self.hub.set_limits()
+        self.front.set_policies(policies)
+        self.activator.reload(settings, config.service_dirs)
+        self.watch.watch(self.watched(config))
+        self.hub.flush()
+
+    def close(self) -> None:
+        self.watch.close()
+        self.activator.close()
+        self.hub.stop()
+
+
+def build(daemon: Daemon, loop: AbstractEventLoop) -> BusService:
+    """What `Daemon` calls once the process is what it is going to be."""
+    return BusService(daemon, loop)

@@ -1,0 +1,218 @@
+"""The command line of `jitney-daemon`, which is dbus-daemon's.
+
+Invariant: whatever dbus-daemon 1.14 accepts means the same here, whatever it refuses is refused
+with the same words and status 1. (Hence no argparse: `--print-address` takes the next word as
+its value only if that word is no option known to come first in the chain below.)
+
+Standard descriptors may be closed when we start, so nothing here uses `sys.stdout`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+
+PROGRAM = "jitney-daemon"
+COMPATIBLE = "1.14.10"
+"""The version of dbus-daemon whose behaviour this is; tools look for it in --version."""
+
+SESSION_CONFIG = ("/usr/share/dbus-1/session.conf", "/etc/dbus-1/session.conf")
+SYSTEM_CONFIG = ("/usr/share/dbus-1/system.conf", "/etc/dbus-1/system.conf")
+
+USAGE = (
+    f"{PROGRAM} [--version] [--session] [--system] [--config-file=FILE]"
+    " [--print-address[=DESCRIPTOR]] [--print-pid[=DESCRIPTOR]] [--introspect]"
+    " [--address=ADDRESS] [--nopidfile] [--nosyslog] [--syslog] [--syslog-only]"
+    " [--nofork] [--fork] [--systemd-activation]\n"
+)
+
+_MAX_INT = 0x7FFFFFFF
+
+
+@dataclass(slots=True)
+class Options:
+    """What the command line asks for. None: what the configuration says."""
+
+    config_file: str = ""
+    address: str | None = None
+    print_address: int | None = None
+    """Descriptor for the address."""
+    print_pid: int | None = None
+    """Descriptor for the pid."""
+    fork: bool | None = None
+    syslog: bool | None = None
+    syslog_only: bool = False
+    """Keep off standard error whenever there is a system log to write to."""
+    write_pidfile: bool = True
+    systemd_activation: bool = False
+
+
+class Exit(Exception):
+    """The command line is answered by these texts and this exit status, no bus is run."""
+
+    def __init__(self, status: int, out: str = "", err: str = "") -> None:
+        super().__init__(status)
+        self.status = status
+        self.out = out
+        self.err = err
+
+
+_VALUES = {
+    "config-file": "--{0} specified but configuration file {1} already requested\n",
+    "address": "--{0} specified but address {1} already requested\n",
+    "print-address": "--{0} specified but printing address to {1} already requested\n",
+    "print-pid": "--{0} specified but printing pid to {1} already requested\n",
+}
+"""Options with a value, and the complaint if they get two."""
+
+
+def parse(args: list[str]) -> Options:
+    """Read the words behind the program's name. Raises Exit.
+
+    As in dbus-daemon `--help`, `--version` and `--introspect` act when they are read: what
+    stands behind them is not looked at.
+    """
+    options = Options()
+    values = dict.fromkeys(_VALUES, "")
+    wanted: set[str] = set()
+    previous = ""
+    for word in args:
+        _read(word, previous, options, values, wanted)
+        previous = word
+    if not values["config-file"]:
+        raise Exit(1, err="No configuration file specified.\n" + USAGE)
+    options.config_file = values["config-file"]
+    options.address = values["address"] or None
+    if "print-address" in wanted:
+        options.print_address = _descriptor(values["print-address"])
+    if "print-pid" in wanted:
+        options.print_pid = _descriptor(values["print-pid"])
+    return options
+
+
+def _read(
+    word: str, previous: str, options: Options, values: dict[str, str], wanted: set[str]
+) -> None:
+    """One word of the command line, in dbus-daemon's order of trying."""
+    if word in ("--help", "-h", "-?"):
+        raise Exit(1, err=USAGE)
+    if word == "--version":
+        raise Exit(0, out=_version())
+    if word == "--introspect":
+        raise Exit(0, out=_introspection())
+    if word == "--nosyslog":
+        options.syslog = False
+    elif word == "--syslog":
+        options.syslog = True
+    elif word == "--syslog-only":
+        options.syslog = options.syslog_only = True
+    elif word == "--nofork":
+        options.fork = False
+    elif word == "--fork":
+        options.fork = True
+    elif word == "--systemd-activation":
+        options.systemd_activation = True
+    elif word == "--nopidfile":
+        options.write_pidfile = False
+    elif word in ("--system", "--session"):
+        _set(values, "config-file", _standard_config(word[2:]), word[2:])
+    else:
+        _read_value(word, previous, values, wanted)
+
+
+def _read_value(word: str, previous: str, values: dict[str, str], wanted: set[str]) -> None:
+    for name in _VALUES:
+        option = f"--{name}"
+        if word.startswith(option + "="):
+            _set(values, name, word[len(option) + 1 :], name)
+        elif previous == option:
+            _set(values, name, word, name)
+        elif word != option:
+            continue
+        wanted.add(name)
+        return
+    raise Exit(1, err=USAGE)
+
+
+def _set(values: dict[str, str], name: str, value: str, option: str) -> None:
+    if values[name]:
+        raise Exit(1, err=_VALUES[name].format(option, values[name]))
+    values[name] = value
+
+
+def _descriptor(text: str) -> int:
+    """A descriptor's number; standard output if none is given."""
+    if not text:
+        return 1
+    if text.isascii() and text.isdigit() and len(text) < 20 and int(text) <= _MAX_INT:
+        return int(text)
+    raise Exit(1, err=f'Invalid file descriptor: "{text}"\n')
+
+
+def _standard_config(bus: str) -> str:
+    """The configuration file of the session or the system bus.
+
+    Where D-Bus is not installed, a session bus takes the file we bring along.
+    """
+    candidates = SYSTEM_CONFIG if bus == "system" else SESSION_CONFIG
+    for path in candidates:
+        if os.path.exists(path):
+            return path
+    if bus == "system":
+        return candidates[0]
+    return os.path.join(os.path.dirname(os.path.abspath(__file__)), "data", "session.conf")
+
+
+def _version() -> str:
+    from jitney.broker import __version__
+
+    return (
+        f"D-Bus Message Bus Daemon {COMPATIBLE}\n"
+        f"Jitney {__version__}, a replacement for dbus-daemon with the behaviour of the above\n"
+    )
+
+
+def _introspection() -> str:
+    from .driver import introspection_xml
+
+    return introspection_xml() + "\n"
+
+
+def main(args: list[str]) -> int:
+    """Run `jitney-daemon` with these words (the program's name not among them).
+
+    Returns the exit status. With --fork it returns in the daemon; the process that was called
+    has exited by then.
+    """
+    from . import process
+
+    try:
+        process.ensure_standard_fds(null_in=True)
+        process.close_on_exec()
+    except OSError as error:
+        _write(2, f"{PROGRAM}: fatal error setting up standard fds: {error.strerror}\n")
+        return 1
+    try:
+        options = parse(args)
+    except Exit as answer:
+        _write(1, answer.out)
+        _write(2, answer.err)
+        return answer.status
+    from .daemon import Daemon
+
+    return Daemon(options).run()
+
+
+def main_entry() -> None:
+    """What the console script calls."""
+    sys.exit(main(sys.argv[1:]))
+
+
+def _write(fd: int, text: str) -> None:
+    data = os.fsencode(text)
+    while data:
+        try:
+            data = data[os.write(fd, data) :]
+        except OSError:
+            return

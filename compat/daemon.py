@@ -1,0 +1,280 @@
+"""The daemon: everything between the command line and the event loop, in dbus-daemon's order.
+
+Invariant: until the address is printed any failure is one line on standard error, status 1 and
+no trace in the file system; from then on nothing but a signal ends the bus, and then, too, its
+sockets, nonce files and pid file go with it. The configuration is not needed again once it is
+read: a reload that cannot read it leaves the bus as it was.
+
+What a bus consists of is not known here. `build(daemon, loop)` puts it together once the process
+is what it is going to be (forked, unprivileged) and gives back a `Service`; see
+jitney.compat.assembly.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+from . import process
+from .auth import Keyring, Offer, check_mechanisms
+from .cli import Options
+from .config import Config, ConfigError, load
+from .errors import FAILED, DBusError
+from .listen import Listener, Server, open_servers, printed_address
+from .log import Log, prefix_for
+from .process import Limit
+
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
+
+_SIGNALS = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)
+
+
+class Service(Protocol):
+    """A bus at work on an event loop."""
+
+    def reload(self, config: Config) -> None:
+        """Take over another configuration, all of it or (on an exception) nothing."""
+
+    def close(self) -> None:
+        """End all connections; the listening sockets are the daemon's."""
+
+
+Build = Callable[["Daemon", "AbstractEventLoop"], Service]
+
+
+class Daemon:
+    """One run of the daemon. What `build()` finds here:
+
+    `config`, `options`: what to do; `servers`, `listeners`: where to accept, each listener with
+    its `offer` for jitney.compat.auth; `address`: all of them, as printed; `log`; `fd_limit`:
+    the limit of open files we were started with, for children; `reload()` for ReloadConfig.
+    """
+
+    config: Config
+
+    def __init__(self, options: Options, build: Build | None = None) -> None:
+        self.options = options
+        self.servers: list[Server] = []
+        self.address = ""
+        self.log = Log()
+        self.fd_limit: Limit | None = None
+        self.service: Service | None = None
+        self._build = build
+        self._pidfile: str | None = None
+        self._fork: process.Fork | None = None
+        self._loop: AbstractEventLoop | None = None
+        self._early: list[int] = []  # signals that came before there was a loop
+        # After a fork the working directory is another one.
+        self._config_path = os.path.abspath(options.config_file)
+
+    @property
+    def listeners(self) -> list[Listener]:
+        """The listeners of all servers."""
+        return [listener for server in self.servers for listener in server.listeners]
+
+    def run(self) -> int:
+        """Be the daemon until a signal ends it; returns the exit status."""
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        for number in _SIGNALS:
+            signal.signal(number, self._remember)
+        try:
+            self._configure()
+            self._listen()
+            build = self._imports()
+            self._print_address()
+            self._become_daemon()
+            self._drop_privileges()
+            self._serve(build)
+        except ConfigError as error:
+            return self._fail(_located(error))
+        except DBusError as error:
+            return self._fail(error.text)
+        finally:
+            self._clean_up()
+        return 0
+
+    def reload(self) -> None:
+        """Read the configuration again, for SIGHUP and ReloadConfig.
+
+        Raises DBusError if that cannot be done; then everything is as before.
+        """
+        process.notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        try:
+            config = load(self._config_path)
+            if self.service is not None:
+                self.service.reload(config)
+        except (ConfigError, DBusError) as error:
+            text = _located(error) if isinstance(error, ConfigError) else error.text
+            self.log.info(f"Unable to reload configuration: {text}")
+            raise DBusError(FAILED, text) from error
+        finally:
+            process.notify("READY=1")
+        self.config = config
+        self._warn_of_config()
+        self.log.info("Reloaded configuration")
+
+    def quit(self) -> None:
+        """End the loop, and with it the daemon."""
+        if self._loop is not None:
+            process.notify("STOPPING=1")
+            self._loop.stop()
+
+    # The steps of run()
+
+    def _configure(self) -> None:
+        options = self.options
+        self.config = config = load(options.config_file)
+        syslog = config.syslog if options.syslog is None else options.syslog
+        self.log = Log(stderr=not (syslog and options.syslog_only), syslog=syslog)
+        self.log.prefix = prefix_for(config.type)
+        self._warn_of_config()
+        if config.apparmor == "required":
+            raise DBusError(FAILED, "AppArmor mediation required but not present")
+        if config.pidfile is not None and options.write_pidfile:
+            # A race, but worth a look before we unlink the socket of a bus that runs.
+            process.check_pidfile(config.pidfile)
+        check_mechanisms(config.auth)
+
+    def _listen(self) -> None:
+        config = self.config
+        if self.options.address is not None:
+            addresses = [self.options.address]
+        else:
+            addresses = [entry.address for entry in config.listen]
+        self.servers = open_servers(addresses, self.log.warning)
+        for server in self.servers:
+            offer = Offer(server.guid, config.auth, config.allow_anonymous, _keyring)
+            for listener in server.listeners:
+                listener.offer = offer
+        self.address = printed_address(self.servers)
+
+    def _imports(self) -> Build:
+        """Import the rest before the address is out: whoever waits for it connects at once."""
+        import asyncio  # noqa: F401
+
+        try:
+            import uvloop  # noqa: F401
+        except ImportError:
+            pass
+        if self._build is not None:
+            return self._build
+        from .assembly import build
+
+        return build
+
+    def _print_address(self) -> None:
+        fd = self.options.print_address
+        if fd is not None:
+            process.print_line(fd, self.address)
+            if fd != self.options.print_pid:
+                process.close_printed(fd)
+
+    def _become_daemon(self) -> None:
+        config, options = self.config, self.options
+        if config.user is not None and process.find_user(config.user) is None:
+            raise DBusError(FAILED, f'Could not get UID and GID for username "{config.user}"')
+        pidfile = config.pidfile if options.write_pidfile else None
+        if config.fork if options.fork is None else options.fork:
+            self._fork = process.daemonise(
+                pidfile=pidfile, print_pid=options.print_pid, keep_umask=config.keep_umask
+            )
+            self.log.prefix = prefix_for(config.type)
+        elif pidfile is not None:
+            process.write_pidfile(pidfile, os.getpid())
+        self._pidfile = pidfile  # ours to remove, and not before
+        if self._fork is None and options.print_pid is not None:
+            process.print_line(options.print_pid, str(os.getpid()))
+        if options.print_pid is not None:
+            process.close_printed(options.print_pid)
+
+    def _drop_privileges(self) -> None:
+        self.fd_limit = process.raise_fd_limit(self.log.warning)
+        if self.config.user is not None:
+            process.change_user(self.config.user)
+
+    def _serve(self, build: Build) -> None:
+        self._loop = loop = _new_loop()
+        try:
+            loop.set_exception_handler(self._report)
+            self.service = build(self, loop)
+            loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
+            loop.add_signal_handler(signal.SIGTERM, self.quit)
+            loop.add_signal_handler(signal.SIGINT, self.quit)
+            for number in self._early:
+                loop.call_soon(self._on_hangup if number == signal.SIGHUP else self.quit)
+            if self._fork is not None:
+                self._fork.ready()
+            process.notify("READY=1")
+            loop.run_forever()
+        finally:
+            if self.service is not None:
+                self.service.close()
+            loop.close()
+
+    def _clean_up(self) -> None:
+        for server in self.servers:
+            server.close()
+        if self._pidfile is not None:
+            process.remove_pidfile(self._pidfile)
+        self.log.close()
+
+    # What happens meanwhile
+
+    def _fail(self, text: str) -> int:
+        self.log.prefix = ""
+        self.log.warning(f"Failed to start message bus: {text}")
+        return 1
+
+    def _on_hangup(self) -> None:
+        try:
+            self.reload()
+        except DBusError as error:
+            self.log.warning(f"Unable to reload configuration: {error.text}")
+
+    def _remember(self, number: int, frame: object) -> None:
+        self._early.append(number)
+
+    def _report(self, loop: AbstractEventLoop, context: dict[str, object]) -> None:
+        """A bug: the loop caught an exception of ours. The bus goes on, the log has the story."""
+        text = str(context.get("message", "unhandled exception"))
+        error = context.get("exception")
+        if isinstance(error, BaseException):
+            import traceback
+
+            text += ":\n" + "".join(traceback.format_exception(error))
+        self.log.warning(text)
+
+    def _warn_of_config(self) -> None:
+        for warning in self.config.warnings:
+            self.log.warning(f"{warning.text} ({warning.file}:{warning.line})")
+
+
+def _located(error: ConfigError) -> str:
+    if not error.line or error.file in error.text:
+        return error.text
+    return f"{error.text} ({error.file}:{error.line})"
+
+
+def _keyring() -> Keyring:
+    from .cookies import Keyring as Cookies
+
+    return Cookies()
+
+
+def _new_loop() -> AbstractEventLoop:
+    """uvloop's loop where there is one; it polls with fewer system calls."""
+    import asyncio
+
+    loop: AbstractEventLoop
+    try:
+        import uvloop
+    except ImportError:
+        loop = asyncio.new_event_loop()
+    else:
+        loop = uvloop.new_event_loop()
+    asyncio.set_event_loop(loop)
+    return loop

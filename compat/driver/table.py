@@ -1,0 +1,98 @@
+"""What an interface of the bus is made of: methods, properties, and how each may be called.
+
+Invariant: these objects are data, made when the package is imported and never changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jitney.broker.connection import Connection
+    from jitney.broker.message import Message
+
+    from . import Driver
+
+    Handler = Callable[[Driver, Connection, Message], bytes | None]
+    """Does what a method says and gives the body of the reply, or None if it has seen to that.
+
+    Raises DBusError or broker.errors.Refused, which become the error reply."""
+
+DRIVER = b"org.freedesktop.DBus"
+DRIVER_PATH = b"/org/freedesktop/DBus"
+
+
+def arg(msg: Message, number: int = 0) -> bytes:
+    """A string argument of a call whose signature was found right."""
+    return msg.string_arg(number) or b""
+
+
+class Method:
+    """One method.
+
+    any_path: it may be called at every object path, as all methods could before dbus 1.7.
+    privileged: only root and the user the bus runs as may call it.
+    ack: its reply says no more than "done", and so is not sent to callers that want none.
+        All other methods reply even then, because dbus-daemon does.
+    """
+
+    __slots__ = ("ack", "any_path", "handler", "in_sig", "interface", "name", "out_sig",
+                 "privileged")  # fmt: skip
+
+    def __init__(
+        self,
+        name: str,
+        in_sig: str,
+        out_sig: str,
+        handler: Handler,
+        *,
+        any_path: bool = False,
+        privileged: bool = False,
+        ack: bool = False,
+    ) -> None:
+        self.name = name
+        self.in_sig = in_sig.encode()
+        self.out_sig = out_sig
+        self.handler = handler
+        self.any_path = any_path
+        self.privileged = privileged
+        self.ack = ack
+
+
+class Property:
+    """One read-only property that never changes: its type and what gives its value."""
+
+    __slots__ = ("getter", "name", "signature")
+
+    def __init__(self, name: str, signature: str, getter: Callable[[Driver], object]) -> None:
+        self.name = name
+        self.signature = signature
+        self.getter = getter
+
+
+class Interface:
+    """One interface; `signals` is a piece of introspection XML, ready to be put in.
+
+    any_path: it exists at every object path. Its methods may still be bound to the bus's own.
+    feature: it is listed in the property Interfaces, as something not every bus has.
+    """
+
+    __slots__ = ("any_path", "feature", "methods", "name", "properties", "signals")
+
+    def __init__(
+        self,
+        name: str,
+        methods: Sequence[Method],
+        *,
+        properties: Sequence[Property] = (),
+        signals: str = "",
+        any_path: bool = False,
+        feature: bool = False,
+    ) -> None:
+        self.name = name
+        self.methods = methods
+        self.properties = properties
+        self.signals = signals
+        self.any_path = any_path
+        self.feature = feature

@@ -1,0 +1,242 @@
+"""Front: what the core's events mean in classic D-Bus.
+
+Invariant: the core calls in here, this file turns the call into messages of the driver (or
+into a log line) and gives them back to `Bus.emit()`. It keeps no routing state of its own.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from jitney.broker.errors import ACCESS_DENIED, Refused
+from jitney.broker.policy import NO_UID
+
+from .config.names import at_console, settle, user_groups
+from .errors import LIMITS_EXCEEDED, NAMES, NO_REPLY, DBusError
+
+if TYPE_CHECKING:
+    from jitney.broker.bus import Bus
+    from jitney.broker.connection import Connection
+    from jitney.broker.message import Message
+    from jitney.broker.policy import ClientPolicy, PolicySet
+
+    from .auth import Auth
+    from .peer import Peer
+
+TYPES = {1: "method_call", 2: "method_return", 3: "error", 4: "signal"}
+
+# As much of a command line as dbus-daemon puts into its log.
+COMMAND_LENGTH = 50
+
+
+class Front:
+    """The classic side of one bus. `driver` and `activator` are set by whoever builds the bus."""
+
+    def __init__(self, bus: Bus, policies: PolicySet, log: Any) -> None:
+        self.bus = bus
+        self.policies = policies
+        self.sink = log
+        self.uid = os.geteuid()
+        self.driver: Any = None
+        self.activator: Any = None
+        self.hub: Any = None
+
+    # Who gets in
+
+    def admit(self, peer: Peer, auth: Auth) -> Connection | None:
+        """An authenticated peer: its connection, or None if the policy does not let it in."""
+        uid = auth.identity
+        # An anonymous peer gets here only where <allow_anonymous/> lets it.
+        if uid is not None and not self.may_connect(uid):
+            return None
+        conn = self.bus.connect(uid)
+        conn.transport = peer
+        conn.creds = peer.creds
+        conn.accepts_fds = auth.unix_fds
+        return conn
+
+    def may_connect(self, uid: int) -> bool:
+        groups = user_groups(uid)
+        if groups is None and uid == self.uid:
+            # The bus's own user needs no entry in any database: containers run under any uid.
+            groups = []
+        if groups is not None and not settle(self.policies, uid, groups):
+            return False
+        return self.policies.may_connect(uid, groups, self.uid)
+
+    def give_policy(self, conn: Connection) -> None:
+        """Sets the connection's policy from the rules in force; at Hello, and after a reload."""
+        uid = conn.user.uid
+        groups: list[int] = []
+        if self.policies.asks_groups:
+            groups = conn.creds.groups() or []
+        console = self.policies.asks_console and uid is not None and at_console(uid)
+        self.bus.set_policy(
+            conn, self.policies.client(NO_UID if uid is None else uid, groups, console)
+        )
+
+    def set_policies(self, policies: PolicySet) -> None:
+        """Takes over new rules for everybody at once."""
+        self.policies = policies
+        for conn in list(self.bus.connections.values()):
+            self.give_policy(conn)
+
+    def registered(self, conn: Connection) -> None:
+        """The core gave the connection its id: Hello is about to be answered."""
+        self.give_policy(conn)
+        if self.hub is not None:
+            self.hub.completed(conn.transport)
+
+    def gone(self, conn: Connection) -> None:
+        """The connection's socket is closed."""
+        if self.activator is not None:
+            self.activator.connection_gone(conn)
+
+    # Calls of the core
+
+    def driver_call(self, conn: Connection, msg: Message) -> bool:
+        done: bool = self.driver.call(conn, msg)
+        return done
+
+    def undirected(self, conn: Connection, msg: Message) -> None:
+        self.driver.undirected(conn, msg)
+
+    def misbehaved(self, conn: Connection, msg: Message) -> None:
+        """Somebody sent what nobody in his state may send: that is the end of him."""
+        if conn.monitor:
+            self.log(
+                "warning",
+                f"Monitoring connection {conn.label} ({loginfo(conn)}) is not allowed to send "
+                "messages; closing it. Please fix the monitor to not do that. "
+                f"({describe(msg)} destination=\"{shown(msg.destination, 'org.freedesktop.DBus')}\")",
+            )
+        self.hub.drop(conn.transport)
+
+    def refused(self, conn: Connection, msg: Message, refused: Refused | DBusError) -> None:
+        """The error reply to a refused message, be it a call or not, as dbus-daemon sends it."""
+        name = NAMES[refused.code] if isinstance(refused, Refused) else refused.name
+        self.driver.error(conn, msg.serial, name, refused.text)
+
+    def no_reply(self, caller: Connection, serial: int, text: str) -> None:
+        self.driver.error(caller, serial, NO_REPLY, text)
+
+    def deadline(self, when: float) -> None:
+        self.hub.alarm(when)
+
+    def name_owner_changed(
+        self, name: bytes, old: Connection | None, new: Connection | None
+    ) -> None:
+        self.driver.name_owner_changed(name, old, new)
+
+    def name_acquired(self, conn: Connection, name: bytes) -> None:
+        self.driver.name_acquired(conn, name)
+        if self.activator is not None and name[:1] != b":":
+            self.activator.name_owned(name, conn)
+
+    def name_lost(self, conn: Connection, name: bytes) -> None:
+        self.driver.name_lost(conn, name)
+
+    def activate(self, conn: Connection, msg: Message, name: bytes) -> bool:
+        return self.activator is not None and self.activator.activate(conn, msg, name)
+
+    # What went wrong, in words
+
+    def complaint(
+        self,
+        conn: Connection,
+        proposed: Connection | None,
+        msg: Message,
+        what: str,
+        matched: int,
+        requested: bool,
+    ) -> str:
+        """dbus-daemon's sentence about a message that may not pass."""
+        return (
+            f'{what}, {matched} matched rules; type="{TYPES.get(msg.type, "unknown")}", '
+            f'sender="{conn.label}" ({loginfo(conn)}) '
+            f'interface="{shown(msg.interface)}" member="{shown(msg.member)}" '
+            f'error name="{shown(msg.error_name)}" requested_reply="{int(requested)}" '
+            f'destination="{shown(msg.destination, "org.freedesktop.DBus")}" '
+            f"({loginfo(proposed) if proposed is not None else 'bus'})"
+        )
+
+    def capture_denied(
+        self,
+        conn: Connection | None,
+        proposed: Connection,
+        msg: Message,
+        what: str,
+        policy: ClientPolicy,
+    ) -> None:
+        """A broadcast did not reach somebody: monitors see the error that nobody else gets."""
+        if self.bus.monitors and conn is not None:
+            text = self.complaint(conn, proposed, msg, what, policy.matched, False)
+            self.driver.capture_error(conn, msg.serial, NAMES[ACCESS_DENIED], text)
+
+    def would_reject(
+        self,
+        conn: Connection,
+        proposed: Connection | None,
+        msg: Message,
+        policy: ClientPolicy,
+        requested: bool,
+    ) -> None:
+        self.log(
+            "security",
+            self.complaint(conn, proposed, msg, "Would reject message", policy.matched, requested),
+        )
+
+    def dropped(self, sender: Connection | None, dest: Connection, msg: Message) -> None:
+        """A receiver's queue is full: its loss is counted, logged once per thousand, never silent."""
+        if dest.dropped % 1000 == 1:
+            who = sender.label if sender is not None else "the bus"
+            self.log(
+                "warning",
+                f"Dropped a message ({describe(msg)}) from {who} to {dest.label} "
+                f"({loginfo(dest)}): its queue is full ({dest.queue.size} bytes); "
+                f"{dest.dropped} dropped so far",
+            )
+        if sender is not None and self.bus.monitors:
+            text = self.complaint(
+                sender, dest, msg, "Rejected: destination has a full message queue", 0, False
+            )
+            self.driver.capture_error(sender, msg.serial, LIMITS_EXCEEDED, text)
+
+    def log(self, severity: str, text: str) -> None:
+        self.sink.log(severity, text)
+
+
+def shown(value: bytes | None, unset: str = "(unset)") -> str:
+    return value.decode() if value is not None else unset
+
+
+def describe(msg: Message) -> str:
+    return (
+        f'message type="{TYPES.get(msg.type, "unknown")}" interface="{shown(msg.interface)}" '
+        f'member="{shown(msg.member)}" error name="{shown(msg.error_name)}"'
+    )
+
+
+def loginfo(conn: Connection) -> str:
+    """Who a peer is, as dbus-daemon's log has it: uid, pid, command line, security label."""
+    parts = []
+    if conn.user.uid is not None:
+        parts.append(f"uid={conn.user.uid}")
+    creds = conn.creds
+    if creds is not None and creds.pid is not None:
+        parts.append(f'pid={creds.pid} comm="{command_of(creds.pid)}"')
+    label = creds.label() if creds is not None else None
+    if label is not None:
+        parts.append(f'label="{label.decode("utf-8", "replace")}"')
+    return " ".join(parts)
+
+
+def command_of(pid: int) -> str:
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            raw = file.read(COMMAND_LENGTH)
+    except OSError:
+        return ""
+    return "".join([" " if c == 0 else chr(c) if 32 <= c < 128 else "?" for c in raw])
+

@@ -1,0 +1,59 @@
+# cython: language_level=3
+cimport cython
+from libc.stdint cimport uint8_t
+
+from jitney.broker.bus cimport Bus
+from jitney.broker.connection cimport Connection
+from jitney.broker.fds cimport FdSet
+from jitney.broker.mem cimport Buffer, copy, take, view
+from jitney.broker.message cimport Message, frame_size
+from jitney.broker.queue cimport Payload, Queue, Segment
+
+from .peer cimport Peer
+from .sysio cimport Intake, Outlet, Poller, send_one
+
+cdef Py_ssize_t RECEIVE
+cdef int _EAGAIN
+
+cdef class Hub:
+    cdef readonly Bus bus
+    cdef readonly object front
+    cdef public object loop
+    cdef Poller poller
+    cdef Intake intake
+    cdef Outlet outlet
+    cdef Buffer buffer
+    cdef Message msg
+    cdef readonly list peers
+    cdef readonly Py_ssize_t n_peers
+    cdef readonly dict incomplete
+    cdef readonly dict fd_waits
+    cdef list loans
+    cdef readonly list listeners
+    cdef readonly object resting
+    cdef object timer
+    cdef double timer_at
+    cdef Py_ssize_t max_message
+    cdef Py_ssize_t max_message_fds
+
+    @cython.locals(peer=Peer)
+    cpdef turn(self)
+    cdef read_auth(self, Peer peer)
+    cdef open(self, Peer peer)
+    cdef read(self, Peer peer)
+    cdef bint take_fds(self, Peer peer) except -1
+    cdef await_message(self, Peer peer)
+    cdef consume(self, Peer peer, Buffer buffer)
+    @cython.locals(payload=Payload)
+    cdef bint route(self, Peer peer, Buffer buffer, Py_ssize_t size) except -1
+    @cython.locals(payload=Payload)
+    cdef settle(self)
+    @cython.locals(conn=Connection, peer=Peer)
+    cpdef flush(self)
+    cpdef send(self, Peer peer)
+    @cython.locals(segment=Segment)
+    cdef Py_ssize_t gather(self, Queue queue) except -1
+    cdef unsent(self, Peer peer, int code)
+    cpdef retry(self, Peer peer)
+    cdef block(self, Peer peer)
+    cpdef drop(self, Peer peer)

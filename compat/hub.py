@@ -1,0 +1,544 @@
+# cython: infer_types=True
+"""Hub: moves bytes between sockets and the core.
+
+Invariant: one call of `turn()` reads once from each socket that is ready, routes every whole
+message found there, and then makes one send for each receiver that got something. No
+receiver waits for another: what a full socket does not take stays in its queue until the
+socket is writable. No failure of a peer or of the kernel leaves this file as an exception;
+it costs that peer its connection, or a pause, and nothing else.
+
+The event loop watches a single descriptor, the poller's. Small messages are parsed in the one
+receive buffer; a message that does not fit gets a buffer of its announced size of its own.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import traceback
+from typing import Any
+
+try:
+    import cython
+except ImportError:
+    from jitney.broker._cython import cython
+
+from jitney.broker.bus import Bus
+from jitney.broker.connection import Connection
+from jitney.broker.fds import FdSet
+from jitney.broker.mem import Buffer
+from jitney.broker.message import Message
+from jitney.broker.queue import Payload, Queue, Segment
+
+from .auth import Auth
+from .creds import Credentials
+from .peer import AUTHENTICATING, CLOSED, OPEN, Peer
+from .sysio import WRITABLE, Intake, Outlet, Poller, attach, detach
+
+if not cython.compiled:
+    from jitney.broker.mem import copy, take, view
+    from jitney.broker.message import frame_size
+
+    from .sysio import send_one
+
+RECEIVE = 262144
+"""Size in bytes of the receive buffer that all peers share."""
+
+MAX_MESSAGE = 134217728
+# Accepted in one go per wake-up of a listener, so that a storm of connects cannot hold the loop.
+ACCEPT_BATCH = 64
+# Pause of a listener, or of a sender, when the kernel is out of something; seconds.
+BREATHER = 0.1
+
+_EAGAIN, _EINTR = errno.EAGAIN, errno.EINTR
+_SHORT = frozenset({errno.ENOBUFS, errno.ENOMEM})
+
+
+class Hub:
+    """All sockets of a bus. `front` lets peers in (`admit`) and hears of their end (`gone`)."""
+
+    def __init__(self, bus: Bus, front: Any) -> None:
+        self.bus = bus
+        self.front = front
+        self.loop: Any = None
+        self.poller = Poller()
+        self.intake = Intake()
+        self.outlet = Outlet()
+        self.buffer = Buffer()
+        self.msg = Message()
+        self.peers: list[Peer | None] = []
+        self.n_peers = 0
+        self.incomplete: dict[Peer, float] = {}
+        self.fd_waits: dict[Peer, float] = {}
+        self.loans: list[Payload] = []
+        self.listeners: list[Any] = []
+        self.resting: set[Any] = set()
+        self.timer: Any = None
+        self.timer_at = 0.0
+        self.max_message = MAX_MESSAGE
+        self.max_message_fds = 0
+        self.set_limits()
+
+    def set_limits(self) -> None:
+        """Takes over the bus's limits; called again after a reload."""
+        limits = self.bus.limits
+        self.max_message = min(limits.max_message_size, MAX_MESSAGE)
+        self.max_message_fds = limits.max_message_unix_fds
+
+    # Life
+
+    def start(self, loop: Any, listeners: list[Any]) -> None:
+        """Begins to serve: `listeners` have `sock`, `kind` ("unix" or "tcp"), `nonce` and `offer`."""
+        self.loop = loop
+        self.listeners = list(listeners)
+        loop.add_reader(self.poller.fileno(), self.turn)
+        for listener in self.listeners:
+            loop.add_reader(listener.sock.fileno(), self.accept, listener)
+
+    def stop(self) -> None:
+        """Ends every connection and stops watching; sockets of listeners are their owner's."""
+        for listener in self.listeners:
+            self.loop.remove_reader(listener.sock.fileno())
+        self.listeners = []
+        for peer in self.peers:
+            if peer is not None:
+                self.drop(peer)
+        if self.timer is not None:
+            self.timer.cancel()
+        self.loop.remove_reader(self.poller.fileno())
+        self.poller.close()
+
+    def accept(self, listener: Any) -> None:
+        """A listening socket is readable."""
+        for _ in range(ACCEPT_BATCH):
+            if len(self.incomplete) >= self.bus.limits.max_incomplete_connections:
+                # Somebody must finish, or time out, before anybody else gets in.
+                self.rest(listener, 0.0)
+                return
+            try:
+                sock, _address = listener.sock.accept()
+            except OSError as error:
+                if error.errno in (_EAGAIN, _EINTR, errno.ECONNABORTED):
+                    return
+                self.front.log("warning", f"Failed to accept a connection: {error.strerror}")
+                self.rest(listener, BREATHER)
+                return
+            try:
+                self.admit(sock, listener)
+            except Exception:
+                sock.close()
+                self.front.log("warning", "Failed to admit a connection: " + traceback.format_exc())
+
+    def admit(self, sock: socket.socket, listener: Any) -> None:
+        peer = Peer(sock, listener)
+        peer.nonce = listener.nonce
+        peer.creds = Credentials(sock)
+        peer.auth = Auth(listener.offer, peer.creds.uid, listener.kind == "unix")
+        fd = peer.fd
+        attach(sock)
+        while len(self.peers) <= fd:
+            self.peers.append(None)
+        if self.poller.add(fd) < 0:
+            detach(fd)
+            sock.close()
+            return
+        self.peers[fd] = peer
+        self.n_peers += 1
+        when = self.bus.clock() + self.bus.limits.auth_timeout / 1000
+        self.incomplete[peer] = when
+        self.alarm(when)
+
+    def rest(self, listener: Any, seconds: float) -> None:
+        """Stops accepting for a while, or with 0 until an unfinished connection is out of the way."""
+        if listener in self.resting:
+            return
+        self.resting.add(listener)
+        self.loop.remove_reader(listener.sock.fileno())
+        if seconds:
+            self.loop.call_later(seconds, self.wake, listener)
+
+    def wake(self, listener: Any) -> None:
+        if listener in self.resting and listener in self.listeners:
+            self.resting.discard(listener)
+            self.loop.add_reader(listener.sock.fileno(), self.accept, listener)
+
+    def completed(self, peer: Peer) -> None:
+        """The peer said Hello, or is gone: it does not count as unfinished any more."""
+        if self.incomplete.pop(peer, None) is not None and self.resting:
+            for listener in list(self.resting):
+                self.wake(listener)
+
+    # Time
+
+    def alarm(self, when: float) -> None:
+        """Makes sure that `tick()` runs at `when` (bus clock) or earlier."""
+        if self.timer is not None:
+            if self.timer_at <= when:
+                return
+            self.timer.cancel()
+        self.timer_at = when
+        self.timer = self.loop.call_later(max(0.0, when - self.bus.clock()), self.tick)
+
+    def tick(self) -> None:
+        """Ends what has lasted too long."""
+        self.timer = None
+        now = self.bus.clock()
+        following = []
+        for waits, why in (
+            (self.incomplete, "did not authenticate in time"),
+            (self.fd_waits, "sent file descriptors without a message"),
+        ):
+            for peer, when in list(waits.items()):
+                if when > now:
+                    # Both are in order of time: one timeout for all.
+                    following.append(when)
+                    break
+                self.front.log("info", f"Connection {peer_label(peer)} {why}; closing it")
+                self.drop(peer)
+        when = self.bus.expire()
+        if when > 0:
+            following.append(when)
+        if following:
+            self.alarm(min(following))
+        self.flush()
+
+    # Reading
+
+    def turn(self) -> None:
+        """Some sockets are ready."""
+        poller = self.poller
+        n = poller.wait()
+        for i in range(n):
+            fd = poller.fd_at(i)
+            peer = self.peers[fd]
+            if peer is None:
+                continue
+            events = poller.events_at(i)
+            if events & WRITABLE:
+                self.send(peer)
+                if events == WRITABLE or peer.state == CLOSED:
+                    continue
+            try:
+                if peer.state == OPEN:
+                    self.read(peer)
+                else:
+                    self.read_auth(peer)
+            except Exception:
+                # A bug of ours met this peer's bytes: it costs that peer, not the bus.
+                self.front.log("warning", "Closing a connection: " + traceback.format_exc())
+                self.drop(peer)
+        if self.bus.dirty:
+            self.flush()
+
+    def read_auth(self, peer: Peer) -> None:
+        buffer = self.buffer
+        buffer.head = buffer.end = 0
+        buffer.reserve(RECEIVE)
+        got = self.intake.recv(peer.fd, buffer.p, 0, RECEIVE, False, buffer.p, 0)
+        if got <= 0:
+            if got != -_EAGAIN:
+                self.drop(peer)
+            return
+        data = take(buffer.p, 0, got)
+        if peer.nonce:
+            n = min(len(peer.nonce), len(data))
+            if data[:n] != peer.nonce[:n]:
+                self.drop(peer)
+                return
+            peer.nonce = peer.nonce[n:]
+            data = data[n:]
+        auth = peer.auth
+        reply = auth.feed(data)
+        if reply and not self.say(peer, reply):
+            return
+        if auth.failed:
+            self.drop(peer)
+        elif auth.done:
+            self.open(peer)
+
+    def say(self, peer: Peer, reply: bytes) -> bool:
+        # An empty socket takes a few hundred bytes; one that does not is not worth waiting for.
+        try:
+            sent = peer.sock.send(reply, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        except OSError:
+            sent = -1
+        if sent != len(reply):
+            self.drop(peer)
+            return False
+        return True
+
+    def open(self, peer: Peer) -> None:
+        """The conversation is over and the peer is who it says it is."""
+        auth = peer.auth
+        conn = self.front.admit(peer, auth)
+        if conn is None:
+            self.drop(peer)
+            return
+        peer.auth = None
+        peer.conn = conn
+        peer.with_fds = auth.unix_fds
+        peer.state = OPEN
+        leftover = auth.leftover
+        if leftover:
+            buffer = self.buffer
+            buffer.head = buffer.end = 0
+            buffer.add(leftover)
+            self.consume(peer, buffer)
+
+    def read(self, peer: Peer) -> None:
+        """Takes what the socket has and routes every whole message."""
+        buffer = self.buffer
+        buffer.head = buffer.end = 0
+        buffer.reserve(RECEIVE)
+        partial = peer.partial
+        intake = self.intake
+        if partial is None:
+            got = intake.recv(peer.fd, buffer.p, 0, RECEIVE, peer.with_fds, buffer.p, 0)
+            if got > 0:
+                buffer.end = got
+        else:
+            have = partial.end - partial.head
+            want = peer.wanted - have
+            if peer.wanted > RECEIVE:
+                # A large message fills a buffer of its own; what follows it lands in the shared one.
+                got = intake.recv(
+                    peer.fd, partial.p, partial.end, want, peer.with_fds, buffer.p, RECEIVE
+                )
+                if got > 0:
+                    if got < want:
+                        partial.end += got
+                    else:
+                        partial.end += want
+                        buffer.end = got - want
+            else:
+                copy(buffer.p, 0, partial.p, partial.head, have)
+                got = intake.recv(
+                    peer.fd, buffer.p, have, RECEIVE - have, peer.with_fds, buffer.p, 0
+                )
+                if got > 0:
+                    buffer.end = have + got
+                    peer.partial = partial = None
+        if got <= 0:
+            if got != -_EAGAIN:
+                self.drop(peer)
+            return
+        if peer.with_fds and not self.take_fds(peer):
+            return
+        if partial is not None:
+            if partial.end - partial.head < peer.wanted:
+                return
+            peer.partial = None
+            if not self.route(peer, partial, peer.wanted):
+                return
+        self.consume(peer, buffer)
+        if peer.fds_in:
+            self.await_message(peer)
+
+    def take_fds(self, peer: Peer) -> bool:
+        """Hands descriptors that came with the last read to the peer's account."""
+        intake = self.intake
+        if intake.fds:
+            peer.fds_in.extend(intake.fds)
+            intake.fds.clear()
+        if intake.truncated or len(peer.fds_in) > self.max_message_fds:
+            # More than may come at once, or the kernel had to drop some: whose they were is lost.
+            intake.truncated = False
+            self.drop(peer)
+            return False
+        return True
+
+    def await_message(self, peer: Peer) -> None:
+        if peer not in self.fd_waits and peer.state == OPEN:
+            when = self.bus.clock() + self.bus.limits.pending_fd_timeout / 1000
+            self.fd_waits[peer] = when
+            self.alarm(when)
+
+    def consume(self, peer: Peer, buffer: Buffer) -> None:
+        """Routes the whole messages in the shared buffer, keeps what is left of the next one."""
+        while True:
+            have = buffer.end - buffer.head
+            if have < 16:
+                peer.wanted = 16
+                break
+            size = frame_size(buffer.p, buffer.head, have, self.max_message)
+            if size < 0:
+                self.drop(peer)
+                return
+            if size > have:
+                peer.wanted = size
+                break
+            if not self.route(peer, buffer, size):
+                return
+            buffer.head += size
+        if have:
+            partial = Buffer()
+            partial.reserve(peer.wanted if peer.wanted > RECEIVE else have)
+            partial.append(buffer.p, buffer.head, have)
+            peer.partial = partial
+        if self.loans:
+            self.settle()
+
+    def route(self, peer: Peer, buffer: Buffer, size: int) -> bool:
+        """One whole message at the buffer's head; False if the peer is gone afterwards."""
+        msg = self.msg
+        if not msg.parse(view(buffer.p, buffer.head, size), size):
+            self.drop(peer)
+            return False
+        if msg.n_fds:
+            if msg.n_fds > len(peer.fds_in):
+                self.drop(peer)
+                return False
+            msg.fds = FdSet(peer.fds_in[: msg.n_fds])
+            del peer.fds_in[: msg.n_fds]
+        if self.fd_waits:
+            self.fd_waits.pop(peer, None)
+        self.bus.dispatch(peer.conn, msg)
+        msg.fds = None
+        payload = msg.payload
+        if payload is not None:
+            msg.payload = None
+            if payload.loaned and payload.holders:
+                if buffer is self.buffer:
+                    self.loans.append(payload)
+                else:
+                    payload.owner = buffer
+                    payload.loaned = False
+        return peer.state == OPEN
+
+    def settle(self) -> None:
+        """The shared buffer is about to be used again: send what refers to it, copy what is left."""
+        self.flush()
+        for payload in self.loans:
+            if payload.holders:
+                payload.pin()
+        self.loans.clear()
+
+    # Writing
+
+    def flush(self) -> None:
+        """Sends to everyone who got something."""
+        dirty = self.bus.dirty
+        i = 0
+        # Ending a peer here may make others dirty: the list grows while we go.
+        while i < len(dirty):
+            conn = dirty[i]
+            i += 1
+            conn.queue.dirty = False
+            peer = conn.transport
+            if peer is not None and not peer.blocked and peer.state == OPEN:
+                self.send(peer)
+        dirty.clear()
+
+    def send(self, peer: Peer) -> None:
+        """Sends what is queued for the peer, as far as its socket takes it."""
+        queue = peer.conn.queue
+        while queue.size:
+            if queue.segments or queue.tail_fds is not None:
+                want = self.gather(queue)
+                sent = self.outlet.send(peer.fd)
+            else:
+                tail = queue.tail
+                want = tail.end - tail.head
+                sent = send_one(peer.fd, tail.p, tail.head, want)
+            if sent < 0:
+                self.unsent(peer, -sent)
+                return
+            queue.sent(sent)
+            if sent < want:
+                self.block(peer)
+                return
+        if peer.blocked:
+            peer.blocked = False
+            self.poller.modify(peer.fd, True, False)
+            queue.idle()
+
+    def gather(self, queue: Queue) -> int:
+        """Fills the outlet with the queue's first run; its size in bytes."""
+        outlet = self.outlet
+        first = True
+        for segment in queue.segments:
+            if first:
+                outlet.start(segment.fds)
+                first = False
+            elif segment.fds is not None:
+                return outlet.size
+            if segment.buffer is not None:
+                more = outlet.add(segment.buffer.p, segment.off, segment.end - segment.off)
+            else:
+                more = outlet.add(segment.payload.p, segment.off, segment.end - segment.off)
+            if not more:
+                return outlet.size
+        tail = queue.tail
+        if tail.end > tail.head:
+            if first:
+                outlet.start(queue.tail_fds)
+            elif queue.tail_fds is not None:
+                return outlet.size
+            outlet.add(tail.p, tail.head, tail.end - tail.head)
+        return outlet.size
+
+    def unsent(self, peer: Peer, code: int) -> None:
+        """A send failed with this errno."""
+        if code == _EAGAIN:
+            self.block(peer)
+        elif code in _SHORT:
+            # The kernel is short of memory, not the peer of room: no event will tell, so try again.
+            self.front.log("warning", "Failed to send: out of memory in the kernel")
+            peer.blocked = True
+            self.loop.call_later(BREATHER, self.retry, peer)
+        elif code == errno.ETOOMANYREFS:
+            # Descriptors nested too deep for the kernel: this message cannot be sent at all.
+            # Its receiver is not to blame (CVE-2014-3532).
+            self.front.log("warning", "Dropped a message: too many references, cannot pass its fds")
+            peer.conn.dropped += 1
+            peer.conn.queue.skip()
+            self.send(peer)
+        else:
+            self.drop(peer)
+
+    def retry(self, peer: Peer) -> None:
+        if peer.state == OPEN:
+            peer.blocked = False
+            self.send(peer)
+
+    def block(self, peer: Peer) -> None:
+        """The socket is full: wait for it to be writable."""
+        if not peer.blocked:
+            peer.blocked = True
+            self.poller.modify(peer.fd, True, True)
+
+    # The end
+
+    def drop(self, peer: Peer) -> None:
+        """Ends a peer's connection, whatever state it is in."""
+        if peer.state == CLOSED:
+            return
+        peer.state = CLOSED
+        fd = peer.fd
+        self.poller.remove(fd)
+        self.peers[fd] = None
+        self.n_peers -= 1
+        detach(fd)
+        peer.auth = None
+        peer.partial = None
+        self.fd_waits.pop(peer, None)
+        if peer.fds_in:
+            # Nobody claimed them; the set closes them.
+            FdSet(peer.fds_in)
+            peer.fds_in = []
+        conn = peer.conn
+        if conn is not None:
+            self.front.gone(conn)
+            self.bus.disconnect(conn)
+        self.completed(peer)
+        try:
+            peer.sock.close()
+        except OSError:
+            pass
+        if conn is not None:
+            conn.transport = None
+        peer.conn = None
+
+
+def peer_label(peer: Peer) -> str:
+    return peer.conn.label if peer.conn is not None else f"(unauthenticated, fd {peer.fd})"

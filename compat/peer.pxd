@@ -1,0 +1,18 @@
+# cython: language_level=3
+from jitney.broker.connection cimport Connection
+from jitney.broker.mem cimport Buffer
+
+cdef class Peer:
+    cdef readonly object sock
+    cdef readonly int fd
+    cdef readonly object listener
+    cdef readonly int state
+    cdef public object auth
+    cdef public bytes nonce
+    cdef public object creds
+    cdef public Connection conn
+    cdef Buffer partial
+    cdef list fds_in
+    cdef bint with_fds
+    cdef readonly bint blocked
+    cdef Py_ssize_t wanted

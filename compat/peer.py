@@ -1,0 +1,34 @@
+"""Peer: one accepted socket, from its first byte to its last.
+
+Invariant: `state` only moves forward: AUTHENTICATING, OPEN, CLOSED. While AUTHENTICATING
+there is an `auth` and no `conn`; from OPEN on there is a `conn` whose `transport` this is.
+Descriptors in `fds_in` have arrived and no message has claimed them yet.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+AUTHENTICATING, OPEN, CLOSED = 0, 1, 2
+
+
+class Peer:
+    """Transport state of one client; the hub is the only one who changes it."""
+
+    def __init__(self, sock: Any, listener: Any) -> None:
+        self.sock = sock
+        self.fd = sock.fileno()
+        self.listener = listener
+        self.state = AUTHENTICATING
+        self.auth: Any = None
+        self.nonce = b""
+        self.creds: Any = None
+        self.conn = None
+        self.partial = None
+        self.fds_in: list[int] = []
+        self.with_fds = False
+        self.blocked = False
+        self.wanted = 0
+
+    def __repr__(self) -> str:
+        return f"<Peer fd={self.fd} state={self.state} {self.conn!r}>"

@@ -1,0 +1,31 @@
+# cython: language_level=3
+from libc.stdint cimport uint8_t
+
+cdef class Intake:
+    cdef public list fds
+    cdef public bint truncated
+    cdef Py_ssize_t recv(self, int fd, uint8_t* p, Py_ssize_t off, Py_ssize_t n, bint with_fds,
+                         uint8_t* p2, Py_ssize_t n2)
+
+cdef class Outlet:
+    cdef void* vectors
+    cdef Py_ssize_t count
+    cdef Py_ssize_t size
+    cdef object fds
+    cdef void start(self, object fds)
+    cdef bint add(self, const uint8_t* p, Py_ssize_t off, Py_ssize_t n)
+    cdef Py_ssize_t send(self, int fd)
+
+cdef Py_ssize_t send_one(int fd, const uint8_t* p, Py_ssize_t off, Py_ssize_t n)
+
+cdef class Poller:
+    cdef int epfd
+    cdef void* events
+    cdef int capacity
+    cpdef int fileno(self)
+    cdef int add(self, int fd) except -2
+    cdef int modify(self, int fd, bint readable, bint writable) except -2
+    cdef int remove(self, int fd) except -2
+    cdef int wait(self) except -2
+    cdef int fd_at(self, int i)
+    cdef int events_at(self, int i)

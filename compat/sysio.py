@@ -1,0 +1,162 @@
+"""System calls of the transport: receive, send, poll – the plain Python twin of `sysio.pyx`.
+
+Invariant: same names, same meaning as the compiled module: nothing here raises for what the
+kernel says; results are counts, failures are negative errno values.
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import select
+import socket
+from collections.abc import Iterable
+
+COMPILED = False
+
+MAX_FDS = 253
+MAX_VECTORS = 64
+READABLE = select.EPOLLIN
+WRITABLE = select.EPOLLOUT
+
+_sockets: dict[int, socket.socket] = {}
+
+
+def attach(sock: socket.socket) -> None:
+    """Makes a socket known to this module, which is called with descriptors."""
+    _sockets[sock.fileno()] = sock
+
+
+def detach(fd: int) -> None:
+    """Forgets a socket."""
+    _sockets.pop(fd, None)
+
+
+class Intake:
+    """What a receive brought besides bytes."""
+
+    def __init__(self) -> None:
+        self.fds: list[int] = []
+        self.truncated = False
+
+    def recv(
+        self, fd: int, p: bytearray, off: int, n: int, with_fds: bool, p2: bytearray, n2: int
+    ) -> int:
+        """Receives up to n bytes at p+off and, behind them, n2 at p2. Bytes, 0 at the end, or -errno."""
+        views = [memoryview(p)[off : off + n]]
+        if n2:
+            views.append(memoryview(p2)[:n2])
+        try:
+            got, control, flags, _ = _sockets[fd].recvmsg_into(
+                views,
+                socket.CMSG_SPACE(MAX_FDS * 4) if with_fds or n2 else 0,
+                socket.MSG_DONTWAIT | getattr(socket, "MSG_CMSG_CLOEXEC", 0),
+            )
+        except OSError as error:
+            return -(error.errno or errno.EIO)
+        finally:
+            for view in views:
+                view.release()
+        self.truncated = bool(flags & socket.MSG_CTRUNC)
+        for level, kind, data in control:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                numbers = array.array("i")
+                numbers.frombytes(data[: len(data) - len(data) % numbers.itemsize])
+                self.fds.extend(numbers)
+        return got
+
+
+class Outlet:
+    """A gathered send: `start()`, any number of `add()`, `send()`."""
+
+    def __init__(self) -> None:
+        self.parts: list[bytes] = []
+        self.size = 0
+        self.fds: Iterable[int] | None = None
+
+    def start(self, fds: Iterable[int] | None) -> None:
+        self.parts.clear()
+        self.size = 0
+        self.fds = fds
+
+    def add(self, p: bytes | bytearray, off: int, n: int) -> bool:
+        """False when no more fits."""
+        if len(self.parts) == MAX_VECTORS:
+            return False
+        self.parts.append(bytes(p[off : off + n]))
+        self.size += n
+        return True
+
+    def send(self, fd: int) -> int:
+        """Bytes sent, or -errno."""
+        control = []
+        if self.fds is not None:
+            numbers = array.array("i", list(self.fds)[:MAX_FDS])
+            control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, numbers.tobytes())]
+        self.fds = None
+        try:
+            return _sockets[fd].sendmsg(
+                self.parts, control, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+            )
+        except OSError as error:
+            return -(error.errno or errno.EIO)
+
+
+def send_one(fd: int, p: bytes | bytearray, off: int, n: int) -> int:
+    """One run of bytes without descriptors. Bytes sent, or -errno."""
+    try:
+        return _sockets[fd].send(
+            bytes(p[off : off + n]), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+        )
+    except OSError as error:
+        return -(error.errno or errno.EIO)
+
+
+class Poller:
+    """A private, level-triggered epoll set, itself watched by the event loop."""
+
+    def __init__(self) -> None:
+        self.epoll = select.epoll()
+        self.ready: list[tuple[int, int]] = []
+
+    def close(self) -> None:
+        self.epoll.close()
+
+    def fileno(self) -> int:
+        return self.epoll.fileno()
+
+    def add(self, fd: int) -> int:
+        """0, or -1 if the kernel has no room for it (ENOMEM, ENOSPC)."""
+        try:
+            self.epoll.register(fd, READABLE)
+        except OSError:
+            return -1
+        return 0
+
+    def modify(self, fd: int, readable: bool, writable: bool) -> int:
+        try:
+            self.epoll.modify(fd, (READABLE if readable else 0) | (WRITABLE if writable else 0))
+        except OSError:
+            return -1
+        return 0
+
+    def remove(self, fd: int) -> int:
+        try:
+            self.epoll.unregister(fd)
+        except OSError:
+            return -1
+        return 0
+
+    def wait(self) -> int:
+        """How many descriptors are ready now, without waiting."""
+        try:
+            self.ready = self.epoll.poll(0, 256)
+        except OSError:
+            self.ready = []
+        return len(self.ready)
+
+    def fd_at(self, i: int) -> int:
+        return self.ready[i][0]
+
+    def events_at(self, i: int) -> int:
+        return self.ready[i][1]

@@ -1,0 +1,259 @@
+# cython: language_level=3, boundscheck=False, wraparound=False
+"""System calls of the transport: receive, send, poll.
+
+Invariant: nothing here raises for what the kernel says; results are counts, failures are
+negative errno values, and the caller decides. Descriptors that arrive are close-on-exec and
+end up in `Intake.fds` or are closed. `sysio.py` is the same module in plain Python.
+"""
+
+from libc.errno cimport EINTR, errno
+from libc.stdint cimport uint8_t, uint32_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy, memset
+from posix.unistd cimport close
+
+COMPILED = True
+
+cdef extern from "sys/uio.h":
+    cdef struct iovec:
+        void* iov_base
+        size_t iov_len
+
+cdef extern from "sys/socket.h":
+    cdef struct msghdr:
+        void* msg_name
+        unsigned int msg_namelen
+        iovec* msg_iov
+        size_t msg_iovlen
+        void* msg_control
+        size_t msg_controllen
+        int msg_flags
+    cdef struct cmsghdr:
+        size_t cmsg_len
+        int cmsg_level
+        int cmsg_type
+    ssize_t c_recv "recv" (int fd, void* buf, size_t n, int flags) nogil
+    ssize_t c_send "send" (int fd, const void* buf, size_t n, int flags) nogil
+    ssize_t c_recvmsg "recvmsg" (int fd, msghdr* msg, int flags) nogil
+    ssize_t c_sendmsg "sendmsg" (int fd, const msghdr* msg, int flags) nogil
+    cmsghdr* CMSG_FIRSTHDR(msghdr* msg) nogil
+    cmsghdr* CMSG_NXTHDR(msghdr* msg, cmsghdr* c) nogil
+    unsigned char* CMSG_DATA(cmsghdr* c) nogil
+    size_t CMSG_SPACE(size_t n) nogil
+    size_t CMSG_LEN(size_t n) nogil
+    int SOL_SOCKET, SCM_RIGHTS, MSG_CTRUNC, MSG_DONTWAIT, MSG_NOSIGNAL, MSG_CMSG_CLOEXEC
+
+cdef extern from "sys/epoll.h":
+    cdef union epoll_data:
+        int fd
+    cdef struct epoll_event:
+        uint32_t events
+        epoll_data data
+    int epoll_create1(int flags) nogil
+    int epoll_ctl(int epfd, int op, int fd, epoll_event* event) nogil
+    int epoll_wait(int epfd, epoll_event* events, int n, int timeout) nogil
+    int EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLL_CTL_DEL
+    int EPOLLIN, EPOLLOUT
+
+# SCM_MAX_FD: the kernel passes no more in one message.
+cdef enum:
+    MAX_FDS = 253
+    MAX_VECTORS = 64
+
+READABLE = EPOLLIN
+WRITABLE = EPOLLOUT
+
+
+def attach(sock):
+    """Makes a socket known to this module; nothing to do where descriptors do."""
+
+
+def detach(fd):
+    """Forgets a socket."""
+
+
+cdef class Intake:
+    """What a receive brought besides bytes."""
+
+    def __cinit__(self):
+        self.fds = []
+        self.truncated = False
+
+    cdef Py_ssize_t recv(self, int fd, uint8_t* p, Py_ssize_t off, Py_ssize_t n, bint with_fds,
+                         uint8_t* p2, Py_ssize_t n2):
+        """Receives up to n bytes at p+off and, behind them, n2 at p2. Bytes, 0 at the end, or -errno."""
+        cdef msghdr msg
+        cdef iovec vec[2]
+        cdef char control[1040]
+        cdef cmsghdr* c
+        cdef ssize_t got
+        cdef size_t i, count
+        cdef int passed
+        if not with_fds and n2 == 0:
+            while True:
+                got = c_recv(fd, p + off, n, MSG_DONTWAIT)
+                if got >= 0:
+                    return got
+                if errno != EINTR:
+                    return -errno
+        vec[0].iov_base = p + off
+        vec[0].iov_len = n
+        vec[1].iov_base = p2
+        vec[1].iov_len = n2
+        memset(&msg, 0, sizeof(msg))
+        msg.msg_iov = vec
+        msg.msg_iovlen = 2 if n2 else 1
+        msg.msg_control = control
+        msg.msg_controllen = sizeof(control)
+        while True:
+            got = c_recvmsg(fd, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC)
+            if got >= 0:
+                break
+            if errno != EINTR:
+                return -errno
+        self.truncated = (msg.msg_flags & MSG_CTRUNC) != 0
+        c = CMSG_FIRSTHDR(&msg)
+        while c is not NULL:
+            if c.cmsg_level == SOL_SOCKET and c.cmsg_type == SCM_RIGHTS:
+                # A truncated header may claim more than there is.
+                count = (c.cmsg_len - CMSG_LEN(0)) // sizeof(int)
+                if count > MAX_FDS:
+                    count = MAX_FDS
+                for i in range(count):
+                    memcpy(&passed, CMSG_DATA(c) + i * sizeof(int), sizeof(int))
+                    self.fds.append(passed)
+            c = CMSG_NXTHDR(&msg, c)
+        return got
+
+
+cdef class Outlet:
+    """A gathered send: `start()`, any number of `add()`, `send()`."""
+
+    def __cinit__(self):
+        self.vectors = malloc(MAX_VECTORS * sizeof(iovec))
+        if self.vectors is NULL:
+            raise MemoryError
+        self.count = 0
+        self.size = 0
+        self.fds = None
+
+    def __dealloc__(self):
+        free(self.vectors)
+
+    cdef void start(self, object fds):
+        self.count = 0
+        self.size = 0
+        self.fds = fds
+
+    cdef bint add(self, const uint8_t* p, Py_ssize_t off, Py_ssize_t n):
+        """False when no more fits."""
+        cdef iovec* vec = <iovec*>self.vectors
+        if self.count == MAX_VECTORS:
+            return False
+        vec[self.count].iov_base = <void*>(p + off)
+        vec[self.count].iov_len = n
+        self.count += 1
+        self.size += n
+        return True
+
+    cdef Py_ssize_t send(self, int fd):
+        """Bytes sent, or -errno."""
+        cdef msghdr msg
+        cdef char control[1040]
+        cdef cmsghdr* c
+        cdef ssize_t sent
+        cdef size_t count = 0
+        cdef size_t i = 0
+        cdef int passed
+        memset(&msg, 0, sizeof(msg))
+        msg.msg_iov = <iovec*>self.vectors
+        msg.msg_iovlen = self.count
+        if self.fds is not None:
+            memset(control, 0, sizeof(control))
+            count = len(self.fds)
+            if count > MAX_FDS:
+                count = MAX_FDS
+            msg.msg_control = control
+            msg.msg_controllen = CMSG_SPACE(count * sizeof(int))
+            c = CMSG_FIRSTHDR(&msg)
+            c.cmsg_level = SOL_SOCKET
+            c.cmsg_type = SCM_RIGHTS
+            c.cmsg_len = CMSG_LEN(count * sizeof(int))
+            for number in self.fds:
+                if i == count:
+                    break
+                passed = number
+                memcpy(CMSG_DATA(c) + i * sizeof(int), &passed, sizeof(int))
+                i += 1
+        self.fds = None
+        while True:
+            sent = c_sendmsg(fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL)
+            if sent >= 0:
+                return sent
+            if errno != EINTR:
+                return -errno
+
+
+cdef Py_ssize_t send_one(int fd, const uint8_t* p, Py_ssize_t off, Py_ssize_t n):
+    """One run of bytes without descriptors. Bytes sent, or -errno."""
+    cdef ssize_t sent
+    while True:
+        sent = c_send(fd, p + off, n, MSG_DONTWAIT | MSG_NOSIGNAL)
+        if sent >= 0:
+            return sent
+        if errno != EINTR:
+            return -errno
+
+
+cdef class Poller:
+    """A private, level-triggered epoll set, itself watched by the event loop."""
+
+    def __cinit__(self):
+        self.capacity = 256
+        self.events = malloc(self.capacity * sizeof(epoll_event))
+        if self.events is NULL:
+            raise MemoryError
+        self.epfd = epoll_create1(EPOLL_CLOEXEC)
+        if self.epfd < 0:
+            raise OSError(errno, "epoll_create1")
+
+    def __dealloc__(self):
+        if self.epfd >= 0:
+            close(self.epfd)
+        free(self.events)
+
+    def close(self):
+        if self.epfd >= 0:
+            close(self.epfd)
+            self.epfd = -1
+
+    cpdef int fileno(self):
+        return self.epfd
+
+    cdef int add(self, int fd) except -2:
+        """0, or -1 if the kernel has no room for it (ENOMEM, ENOSPC)."""
+        cdef epoll_event ev
+        ev.events = EPOLLIN
+        ev.data.fd = fd
+        return epoll_ctl(self.epfd, EPOLL_CTL_ADD, fd, &ev)
+
+    cdef int modify(self, int fd, bint readable, bint writable) except -2:
+        cdef epoll_event ev
+        ev.events = (EPOLLIN if readable else 0) | (EPOLLOUT if writable else 0)
+        ev.data.fd = fd
+        return epoll_ctl(self.epfd, EPOLL_CTL_MOD, fd, &ev)
+
+    cdef int remove(self, int fd) except -2:
+        cdef epoll_event ev
+        return epoll_ctl(self.epfd, EPOLL_CTL_DEL, fd, &ev)
+
+    cdef int wait(self) except -2:
+        """How many descriptors are ready now, without waiting."""
+        cdef int n = epoll_wait(self.epfd, <epoll_event*>self.events, self.capacity, 0)
+        return n if n > 0 else 0
+
+    cdef int fd_at(self, int i):
+        return (<epoll_event*>self.events)[i].data.fd
+
+    cdef int events_at(self, int i):
+        return <int>(<epoll_event*>self.events)[i].events

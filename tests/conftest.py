@@ -1,0 +1,73 @@
+"""What all tests share: which build of jitney they run against, and a bus of their own.
+
+Invariant: tests see jitney only as it was installed (`jitney.broker`, `jitney.compat`), never
+by the names of the folders; with JITNEY_EXPECT=compiled or =pure, nothing runs unless that is
+what was installed. This folder itself is importable (`pythonpath` in pyproject.toml).
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import time
+from collections.abc import Iterator
+from importlib.machinery import EXTENSION_SUFFIXES
+
+import buses
+import pytest
+from rawclient import RawClient
+
+
+def _installed() -> tuple[str, str]:
+    """ "compiled" or "pure", and the file that says so."""
+    file = importlib.import_module("jitney.broker.mem").__file__ or ""
+    return ("compiled" if file.endswith(tuple(EXTENSION_SUFFIXES)) else "pure"), file
+
+
+def pytest_configure() -> None:
+    expected = os.environ.get("JITNEY_EXPECT")
+    kind, file = _installed()
+    if expected and expected != kind:
+        raise pytest.UsageError(f"JITNEY_EXPECT={expected}, but {file} is {kind}")
+
+
+def pytest_report_header() -> str:
+    return "jitney: {}, {}".format(*_installed())
+
+
+@pytest.fixture
+def daemon() -> Iterator[buses.Daemon]:
+    """A session bus of jitney's, which must end the test with no more descriptors than before.
+
+    JITNEY_DAEMON in the environment puts another daemon in its place."""
+    with buses.running(buses.jitney_command()) as bus:
+        at_start = _descriptors(bus.pid)
+        with RawClient(bus.address) as client:
+            client.hello()
+        # What a first connection opens for good (name service, logs) is no leak; its socket is.
+        _left_over(bus.pid, {fd for fd in at_start if at_start[fd].startswith("socket:")}, "socket:")
+        before = set(_descriptors(bus.pid))
+        yield bus
+        left = _left_over(bus.pid, before)
+        assert not left, f"the daemon still holds {left}"
+
+
+def _descriptors(pid: int) -> dict[int, str]:
+    found = {}
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        try:
+            found[int(fd)] = os.readlink(f"/proc/{pid}/fd/{fd}")
+        except FileNotFoundError:
+            continue
+    return found
+
+
+def _left_over(pid: int, before: set[int], kind: str = "") -> dict[int, str]:
+    """The descriptors of that kind beyond `before` that are still open after two seconds."""
+    deadline = time.monotonic() + 2
+    while True:
+        now = _descriptors(pid)
+        left = {fd: now[fd] for fd in now.keys() - before if now[fd].startswith(kind)}
+        if not left or time.monotonic() > deadline:
+            return left
+        time.sleep(0.02)
