@@ -10,7 +10,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 BIN := $(VENV)/bin
 PIP := pip --quiet --disable-pip-version-check
 TOOLS := build/tools
-SOURCES := pyproject.toml LICENSE README.md $(shell find broker compat -type f ! -path '*/__pycache__/*')
+SOURCES := pyproject.toml LICENSE README.md $(shell find broker compat ! -path '*/__pycache__*')
 
 # What is missing for compiling, as Debian's packages; empty if nothing is. Looked up once, if at all.
 CC_MISSING = $(eval CC_MISSING := $(if $(PYTHON),$(shell $(PYTHON) -c 'import os, shutil, sysconfig; \
@@ -54,7 +54,7 @@ test: test-compiled test-pure
 
 test-compiled: $(VENV)/.filled
 	@$(if $(CC_MISSING),echo 'make test: no compiler for the compiled half: apt install $(CC_MISSING) (or: make test-pure)'; exit 1)
-	@$(MAKE) $(VENV)/.installed-compiled
+	@$(MAKE) -s $(VENV)/.installed-compiled
 	JITNEY_EXPECT=compiled $(BIN)/pytest $(ARGS)
 
 test-pure: $(VENV)/.filled build/pure/.made
@@ -100,9 +100,9 @@ $(TOOLS)/.filled: pyproject.toml | $(TOOLS)/.made
 	@$(TOOLS)/bin/python -m $(PIP) install $(call requirements,["build-system"]["requires"] + p["project"]["dependencies"] + p["project"]["optional-dependencies"]["dev"])
 	@touch $@
 
-# What the tests need beside jitney.
+# What jitney and its tests need.
 $(VENV)/.filled: pyproject.toml | $(VENV)/.made
-	@$(BIN)/python -m $(PIP) install $(call requirements,["project"]["optional-dependencies"]["test"])
+	@$(BIN)/python -m $(PIP) install $(call requirements,["project"]["dependencies"] + p["project"]["optional-dependencies"]["test"])
 	@touch $@
 
 # The stamp's name says what was tried, so that a compiler installed later counts.

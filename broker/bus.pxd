@@ -29,6 +29,7 @@ cdef class Bus:
     cdef readonly dict connections
     cdef readonly uint64_t last_id
     cdef readonly list dirty
+    cdef public bint flushing
     cdef bytes field_inactive_le
     cdef bytes field_inactive_be
     cdef bytes head
@@ -71,7 +72,8 @@ cdef class Bus:
     cpdef broadcast(self, Message msg, Connection sender, Connection dest)
     @cython.locals(conn=Connection)
     cpdef capture(self, Message msg, Connection sender, Connection dest)
-    cpdef emit(self, Connection dest, bytes wire, object fds=*)
+    cpdef emit(self, Connection dest, bytes wire, object fds=*, bint captured=*)
+    cpdef show(self, bytes wire)
     cdef enqueue(self, Connection dest, Message msg, Connection sender, User user)
     cdef bint may_send(self, Connection conn, Connection addressed, Connection proposed, Message msg, bint requested) except -1
     cdef bint may_receive(self, Connection conn, Connection addressed, Connection proposed, Message msg, bint requested) except -1

@@ -30,7 +30,6 @@ from .errors import (
     NO_OWNER,
     NOT_FOUND,
     NOT_SUPPORTED,
-    UNKNOWN_SERVICE,
     Refused,
 )
 from .limits import Limits
@@ -52,7 +51,8 @@ NOT_ACTIVE = b":not.active.yet"
 class Bus:
     """A bus: connections, names, matches, replies, monitors and the accounts of its users.
 
-    `dirty` holds the connections that got something queued since the front last flushed."""
+    `dirty` holds the connections that got something queued since the front last flushed;
+    `flushing`: the front is in the midst of its round and will look there before it rests."""
 
     def __init__(self, limits: Limits | None = None, front: Any = None, guid: str = "") -> None:
         self.front = front
@@ -69,6 +69,7 @@ class Bus:
         self.connections: dict[int, Connection] = {}
         self.last_id = 0
         self.dirty: list[Connection] = []
+        self.flushing = False
         self.field_inactive_le = sender_field(NOT_ACTIVE, False)
         self.field_inactive_be = sender_field(NOT_ACTIVE, True)
         self.head = None
@@ -341,6 +342,14 @@ class Bus:
                 "Message recipient disconnected from message bus without replying",
             )
 
+    def show(self, wire: bytes) -> None:
+        """Gives monitors a message of the driver's own that goes out later, if at all."""
+        if self.monitors:
+            msg = Message()
+            if not msg.load(wire):
+                raise ValueError("the driver made an invalid message")
+            self.capture(msg, None, None)
+
     def capture(self, msg: Message, sender: Connection | None, dest: Connection | None) -> None:
         """Gives monitors their copy, at their own expense."""
         for conn in self.monitor_index.collect(msg, sender, dest):
@@ -374,12 +383,15 @@ class Bus:
                 self.capture(msg, conn, dest)
             self.unicast(conn, dest, msg)
             return
-        if self.monitors:
-            self.capture(msg, conn, None)
         if same(msg.p, msg.dest_off, msg.dest_len, DRIVER):
-            if not self.may_send(conn, None, None, msg, False):
-                return
-            if self.front.driver_call(conn, msg) and self.match_index.n_eavesdrop:
+            # A signal to the driver is news for others (an activation failed): as with dbus-daemon,
+            # monitors see what it brings about before they see the signal.
+            if self.monitors and msg.type != 4:
+                self.capture(msg, conn, None)
+            done = self.may_send(conn, None, None, msg, False) and self.front.driver_call(conn, msg)
+            if self.monitors and msg.type == 4:
+                self.capture(msg, conn, None)
+            if done and self.match_index.n_eavesdrop:
                 self.broadcast(msg, conn, None)
             return
         self.no_owner(conn, msg)
@@ -416,16 +428,16 @@ class Bus:
 
     def no_owner(self, conn: Connection, msg: Message) -> None:
         text = msg.destination
-        shown = text.decode()
+        problem = None
         if msg.flags & 2:
-            self.refuse(conn, msg, NO_OWNER, f'Name "{shown}" does not exist')
-        elif not self.front.activate(conn, msg, text):
-            self.refuse(
-                conn,
-                msg,
-                UNKNOWN_SERVICE,
-                f"The name {shown} was not provided by any .service files",
-            )
+            problem = Refused(NO_OWNER, f'Name "{text.decode()}" does not exist')
+        else:
+            # Monitors see what starts the service before what asked for it, as with dbus-daemon.
+            problem = self.front.activate(conn, msg, text)
+        if self.monitors:
+            self.capture(msg, conn, None)
+        if problem is not None:
+            self.front.refused(conn, msg, problem)
 
     def deliver_kept(self, conn: Connection, msg: Message, dest: Connection) -> None:
         """Routes a message that waited for an activation to the name's new owner."""
@@ -519,23 +531,28 @@ class Bus:
                 continue
             self.enqueue(conn, msg, sender, sender.user if sender is not None else self.accounts.bus)
 
-    def emit(self, dest: Connection | None, wire: bytes, fds: Any = None) -> None:
-        """Sends a message of the driver's own, whole as it goes out; dest None: a broadcast."""
+    def emit(
+        self, dest: Connection | None, wire: bytes, fds: Any = None, captured: bool = False
+    ) -> None:
+        """Sends a message of the driver's own, whole as it goes out; dest None: a broadcast.
+
+        `captured`: monitors have seen it already."""
         msg = Message()
         if not msg.load(wire):
             raise ValueError("the driver made an invalid message")
         msg.fds = fds
-        if self.monitors:
+        if self.monitors and not captured:
             self.capture(msg, None, dest)
         if dest is None:
             self.broadcast(msg, None, None)
             return
         if dest.state == CLOSED or dest.state == MONITOR:
             return
-        if dest.id and not dest.receive_open and not dest.policy.may_receive(
-            self, msg, None, dest, dest, True
-        ):
-            return
+        if dest.id and not dest.receive_open:
+            policy = dest.policy
+            if not policy.may_receive(self, msg, None, dest, dest, msg.reply_serial != 0):
+                self.front.denied_own(dest, msg, policy)
+                return
         # A full queue swallows even the driver's word, as in dbus-daemon, but says so.
         queue = dest.queue
         if queue.size > self.max_outgoing_bytes or queue.n_fds > self.max_outgoing_unix_fds:
@@ -566,6 +583,9 @@ class Bus:
         if queue.n_fds > dest.peak_fds:
             dest.peak_fds = queue.n_fds
         if not queue.dirty:
+            if not self.flushing and not self.dirty:
+                # Not in answer to a message: a timer or a child process made this one.
+                self.front.wake()
             queue.dirty = True
             self.dirty.append(dest)
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .policy_rules import UNKNOWN, ConnectRule, MessageRule, OwnRule, holds
+from .policy_rules import UNKNOWN, ConnectRule, Facts, MessageRule, OwnRule, holds
 
 if TYPE_CHECKING:
     from .policy_rules import Connection, Message
@@ -158,18 +158,21 @@ class ClientPolicy:
         would have to be started. `requested_reply`: the receiver awaits it as a reply.
 
         `bus` is the one the message travels on; the connections know all that is asked today."""
+        facts = Facts(msg, requested_reply)
         rules = self.sends
         best = -1
         for i in self.general_sends:
-            if rules[i].fits_send(msg, receiver, requested_reply):
+            rule: MessageRule = rules[i]
+            if rule.fits_send(facts, receiver):
                 best = i
                 break
         if self.named_sends:
-            for places in candidates(self.named_sends, receiver, msg.destination):
+            for places in candidates(self.named_sends, receiver, facts.destination):
                 for i in places:
                     if i <= best:
                         break
-                    if rules[i].fits_send(msg, receiver, requested_reply):
+                    rule = rules[i]
+                    if rule.fits_send(facts, receiver):
                         best = i
                         break
         if best < 0:
@@ -190,19 +193,22 @@ class ClientPolicy:
     ) -> bool:
         """Whether the client (`proposed`) may get this message of `sender` (None: the bus), which
         was sent to `addressed` (None: to the bus or to nobody)."""
+        facts = Facts(msg, requested_reply)
         rules = self.receives
-        eavesdropping = addressed is not proposed and msg.destination is not None
+        eavesdropping = addressed is not proposed and facts.destination is not None
         best = -1
         for i in self.general_receives:
-            if rules[i].fits_receive(msg, sender, eavesdropping, requested_reply):
+            rule: MessageRule = rules[i]
+            if rule.fits_receive(facts, sender, eavesdropping):
                 best = i
                 break
         if self.named_receives:
-            for places in candidates(self.named_receives, sender, msg.sender):
+            for places in candidates(self.named_receives, sender, facts.sender):
                 for i in places:
                     if i <= best:
                         break
-                    if rules[i].fits_receive(msg, sender, eavesdropping, requested_reply):
+                    rule = rules[i]
+                    if rule.fits_receive(facts, sender, eavesdropping):
                         best = i
                         break
         if best < 0:
@@ -237,16 +243,14 @@ class ClientPolicy:
     def fitting_sends(
         self, msg: Message, receiver: Connection | None, requested_reply: bool
     ) -> list[MessageRule]:
-        return [rule for rule in self.sends if rule.fits_send(msg, receiver, requested_reply)]
+        facts = Facts(msg, requested_reply)
+        return [rule for rule in self.sends if rule.fits_send(facts, receiver)]
 
     def fitting_receives(
         self, msg: Message, sender: Connection | None, eavesdropping: bool, requested_reply: bool
     ) -> list[MessageRule]:
-        return [
-            rule
-            for rule in self.receives
-            if rule.fits_receive(msg, sender, eavesdropping, requested_reply)
-        ]
+        facts = Facts(msg, requested_reply)
+        return [rule for rule in self.receives if rule.fits_receive(facts, sender, eavesdropping)]
 
     def fitting_owns(self, name: bytes) -> list[OwnRule]:
         return [rule for rule in self.owns if rule.fits(name)]

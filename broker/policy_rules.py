@@ -61,7 +61,43 @@ def holds_below(conn: Connection, prefix: bytes) -> bool:
     """holds() for any name at or below `prefix`."""
     if below(conn.unique_name, prefix):
         return True
-    return any([below(name, prefix) for name in conn.names])
+    for name in conn.names:
+        if below(name, prefix):
+            return True
+    return False
+
+
+class Facts:
+    """What rules want to know of a message, taken out of it once for all of them.
+
+    `is_requested`: it is a reply that its receiver waits for."""
+
+    __slots__ = (
+        "destination",
+        "error",
+        "interface",
+        "is_broadcast",
+        "is_reply",
+        "is_requested",
+        "member",
+        "n_fds",
+        "path",
+        "sender",
+        "type",
+    )
+
+    def __init__(self, msg: Message, requested_reply: bool) -> None:
+        self.type = msg.type
+        self.path = msg.path
+        self.interface = msg.interface
+        self.member = msg.member
+        self.error = msg.error_name
+        self.destination = msg.destination
+        self.sender = msg.sender
+        self.n_fds = msg.n_fds
+        self.is_reply = msg.reply_serial != 0
+        self.is_requested = requested_reply
+        self.is_broadcast = self.type == 4 and self.destination is None
 
 
 class MessageRule:
@@ -151,73 +187,63 @@ class MessageRule:
             and max_fds >= MAX_FDS
         )
 
-    def fits(self, msg: Message, requested_reply: bool) -> bool:
+    def fits(self, facts: Facts) -> bool:
         """Whether the rule is about such a message, whoever sends or receives it."""
-        if self.type and self.type != msg.type:
+        if self.type and self.type != facts.type:
             return False
-        if msg.reply_serial:
-            # "requested only" narrows an allow; "unrequested only" narrows a deny.
-            if self.allow:
-                if self.requested_reply and not requested_reply and not self.eavesdrop:
-                    return False
-            elif requested_reply and not self.requested_reply:
-                return False
         if self.interface is not None:
-            have = msg.interface
-            if have is None:
+            if facts.interface is None:
                 if self.allow:
                     return False
-            elif have != self.interface:
+            elif facts.interface != self.interface:
                 return False
         if self.member is not None:
-            have = msg.member
-            if have is not None and have != self.member:
+            if facts.member is not None and facts.member != self.member:
                 return False
         if self.path is not None:
-            have = msg.path
-            if have is not None and have != self.path:
+            if facts.path is not None and facts.path != self.path:
                 return False
         if self.error is not None:
-            have = msg.error_name
-            if have is not None and have != self.error:
+            if facts.error is not None and facts.error != self.error:
                 return False
-        n: int = msg.n_fds
-        return self.min_fds <= n <= self.max_fds
+        if facts.is_reply:
+            # "requested only" narrows an allow; "unrequested only" narrows a deny.
+            if self.allow:
+                if self.requested_reply and not facts.is_requested and not self.eavesdrop:
+                    return False
+            elif facts.is_requested and not self.requested_reply:
+                return False
+        return self.min_fds <= facts.n_fds <= self.max_fds
 
-    def fits_send(self, msg: Message, receiver: Connection | None, requested_reply: bool) -> bool:
+    def fits_send(self, facts: Facts, receiver: Connection | None) -> bool:
         """Whether the rule applies to sending. No receiver: the bus itself, or a service to be
         started, which will have the one name that the message asks for."""
-        if not self.fits(msg, requested_reply):
+        if not self.fits(facts):
             return False
-        if self.broadcast != EITHER:
-            broadcast = msg.type == 4 and msg.destination is None
-            if broadcast != (self.broadcast == YES):
-                return False
+        if self.broadcast != EITHER and facts.is_broadcast != (self.broadcast == YES):
+            return False
         if self.peer is not None:
             if receiver is None:
-                return msg.destination == self.peer
+                return facts.destination == self.peer
             return holds(receiver, self.peer)
         if self.prefix is not None:
             if receiver is None:
-                name = msg.destination
-                return name is not None and below(name, self.prefix)
+                return facts.destination is not None and below(facts.destination, self.prefix)
             return holds_below(receiver, self.prefix)
         return True
 
-    def fits_receive(
-        self, msg: Message, sender: Connection | None, eavesdropping: bool, requested_reply: bool
-    ) -> bool:
+    def fits_receive(self, facts: Facts, sender: Connection | None, eavesdropping: bool) -> bool:
         """Whether the rule applies to receiving. No sender: the bus itself."""
         if self.allow:
             if eavesdropping and not self.eavesdrop:
                 return False
         elif self.eavesdrop and not eavesdropping:
             return False
-        if not self.fits(msg, requested_reply):
+        if not self.fits(facts):
             return False
         if self.peer is not None:
             if sender is None:
-                return msg.sender == self.peer
+                return facts.sender == self.peer
             return holds(sender, self.peer)
         return True
 

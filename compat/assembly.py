@@ -111,16 +111,15 @@ class ActivationContext:
         serial: int = self.front.driver.next_serial()
         return serial
 
-    def may_activate(self, conn: Connection, msg: Message, service: ActivatableService) -> bool:
+    def check_activate(self, conn: Connection, msg: Message, service: ActivatableService) -> None:
         """The policy's word before anything is started: the receiver is nobody yet."""
         if conn.send_open or conn.policy.may_send(self.bus, msg, None, False):
-            return True
+            return
         text = self.front.complaint(
             conn, None, msg, "Rejected send message", conn.policy.matched, False
         )
         self.front.log("security", text)
-        self.refused(conn, msg, DBusError(ACCESS_DENIED, text))
-        return False
+        raise DBusError(ACCESS_DENIED, text)
 
     def reply(self, conn: Connection, msg: Message, signature: str, values: tuple[Any, ...]) -> None:
         self.front.driver.reply(conn, msg.serial, signature, wire.marshal(signature, values))

@@ -201,19 +201,23 @@ class Daemon:
         try:
             loop.set_exception_handler(self._report)
             self.service = build(self, loop)
-            loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
-            loop.add_signal_handler(signal.SIGTERM, self.quit)
-            loop.add_signal_handler(signal.SIGINT, self.quit)
-            for number in self._early:
-                loop.call_soon(self._on_hangup if number == signal.SIGHUP else self.quit)
-            if self._fork is not None:
-                self._fork.ready()
-            process.notify("READY=1")
+            # Not before the loop runs: uvloop loses what comes between the two.
+            loop.call_soon(self._started, loop)
             loop.run_forever()
         finally:
             if self.service is not None:
                 self.service.close()
             loop.close()
+
+    def _started(self, loop: AbstractEventLoop) -> None:
+        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
+        loop.add_signal_handler(signal.SIGTERM, self.quit)
+        loop.add_signal_handler(signal.SIGINT, self.quit)
+        for number in self._early:
+            loop.call_soon(self._on_hangup if number == signal.SIGHUP else self.quit)
+        if self._fork is not None:
+            self._fork.ready()
+        process.notify("READY=1")
 
     def _clean_up(self) -> None:
         for server in self.servers:

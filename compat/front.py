@@ -13,7 +13,7 @@ from jitney.broker.errors import ACCESS_DENIED, Refused
 from jitney.broker.policy import NO_UID
 
 from .config.names import at_console, settle, user_groups
-from .errors import LIMITS_EXCEEDED, NAMES, NO_REPLY, DBusError
+from .errors import LIMITS_EXCEEDED, NAMES, NO_REPLY, SERVICE_UNKNOWN, DBusError
 
 if TYPE_CHECKING:
     from jitney.broker.bus import Bus
@@ -137,24 +137,38 @@ class Front:
     def name_lost(self, conn: Connection, name: bytes) -> None:
         self.driver.name_lost(conn, name)
 
-    def activate(self, conn: Connection, msg: Message, name: bytes) -> bool:
-        return self.activator is not None and self.activator.activate(conn, msg, name)
+    def activate(
+        self, conn: Connection, msg: Message, name: bytes
+    ) -> Refused | DBusError | None:
+        """Nobody owns `name`: None if the message waits for a service now, else what to answer."""
+        try:
+            if self.activator is not None and self.activator.activate(conn, msg, name):
+                return None
+        except (DBusError, Refused) as problem:
+            return problem
+        return DBusError(
+            SERVICE_UNKNOWN, f"The name {name.decode()} was not provided by any .service files"
+        )
+
+    def wake(self) -> None:
+        self.hub.wake()
 
     # What went wrong, in words
 
     def complaint(
         self,
-        conn: Connection,
+        conn: Connection | None,
         proposed: Connection | None,
         msg: Message,
         what: str,
         matched: int,
         requested: bool,
     ) -> str:
-        """dbus-daemon's sentence about a message that may not pass."""
+        """dbus-daemon's sentence about a message that may not pass; conn None: it is the bus's own."""
+        sender, who = (conn.label, loginfo(conn)) if conn is not None else ("(unset)", "(bus)")
         return (
             f'{what}, {matched} matched rules; type="{TYPES.get(msg.type, "unknown")}", '
-            f'sender="{conn.label}" ({loginfo(conn)}) '
+            f'sender="{sender}" ({who}) '
             f'interface="{shown(msg.interface)}" member="{shown(msg.member)}" '
             f'error name="{shown(msg.error_name)}" requested_reply="{int(requested)}" '
             f'destination="{shown(msg.destination, "org.freedesktop.DBus")}" '
@@ -170,9 +184,18 @@ class Front:
         policy: ClientPolicy,
     ) -> None:
         """A broadcast did not reach somebody: monitors see the error that nobody else gets."""
-        if self.bus.monitors and conn is not None:
+        if self.bus.monitors:
             text = self.complaint(conn, proposed, msg, what, policy.matched, False)
             self.driver.capture_error(conn, msg.serial, NAMES[ACCESS_DENIED], text)
+
+    def denied_own(self, dest: Connection, msg: Message, policy: ClientPolicy) -> None:
+        """The receiver's policy keeps it from the driver's own word."""
+        text = self.complaint(
+            None, dest, msg, "Rejected receive message", policy.matched, msg.reply_serial != 0
+        )
+        self.log("security", text)
+        if self.bus.monitors:
+            self.driver.capture_error(None, msg.serial, NAMES[ACCESS_DENIED], text)
 
     def would_reject(
         self,
@@ -197,7 +220,7 @@ class Front:
                 f"({loginfo(dest)}): its queue is full ({dest.queue.size} bytes); "
                 f"{dest.dropped} dropped so far",
             )
-        if sender is not None and self.bus.monitors:
+        if self.bus.monitors:
             text = self.complaint(
                 sender, dest, msg, "Rejected: destination has a full message queue", 0, False
             )

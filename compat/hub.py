@@ -155,9 +155,9 @@ class Hub:
         self.resting.add(listener)
         self.loop.remove_reader(listener.sock.fileno())
         if seconds:
-            self.loop.call_later(seconds, self.wake, listener)
+            self.loop.call_later(seconds, self.resume, listener)
 
-    def wake(self, listener: Any) -> None:
+    def resume(self, listener: Any) -> None:
         if listener in self.resting and listener in self.listeners:
             self.resting.discard(listener)
             self.loop.add_reader(listener.sock.fileno(), self.accept, listener)
@@ -166,7 +166,7 @@ class Hub:
         """The peer said Hello, or is gone: it does not count as unfinished any more."""
         if self.incomplete.pop(peer, None) is not None and self.resting:
             for listener in list(self.resting):
-                self.wake(listener)
+                self.resume(listener)
 
     # Time
 
@@ -207,6 +207,7 @@ class Hub:
     def turn(self) -> None:
         """Some sockets are ready."""
         poller = self.poller
+        self.bus.flushing = True
         n = poller.wait()
         for i in range(n):
             fd = poller.fd_at(i)
@@ -227,8 +228,7 @@ class Hub:
                 # A bug of ours met this peer's bytes: it costs that peer, not the bus.
                 self.front.log("warning", "Closing a connection: " + traceback.format_exc())
                 self.drop(peer)
-        if self.bus.dirty:
-            self.flush()
+        self.flush()
 
     def read_auth(self, peer: Peer) -> None:
         buffer = self.buffer
@@ -408,6 +408,7 @@ class Hub:
     def settle(self) -> None:
         """The shared buffer is about to be used again: send what refers to it, copy what is left."""
         self.flush()
+        self.bus.flushing = True
         for payload in self.loans:
             if payload.holders:
                 payload.pin()
@@ -415,9 +416,15 @@ class Hub:
 
     # Writing
 
+    def wake(self) -> None:
+        """Something was queued while no round was under way: have one."""
+        self.loop.call_soon(self.flush)
+
     def flush(self) -> None:
         """Sends to everyone who got something."""
-        dirty = self.bus.dirty
+        bus = self.bus
+        bus.flushing = True
+        dirty = bus.dirty
         i = 0
         # Ending a peer here may make others dirty: the list grows while we go.
         while i < len(dirty):
@@ -428,6 +435,7 @@ class Hub:
             if peer is not None and not peer.blocked and peer.state == OPEN:
                 self.send(peer)
         dirty.clear()
+        bus.flushing = False
 
     def send(self, peer: Peer) -> None:
         """Sends what is queued for the peer, as far as its socket takes it."""

@@ -49,7 +49,7 @@ class Listener:
     what its peers may authenticate with; whoever accepts here sets it first.
     """
 
-    __slots__ = ("sock", "address", "guid", "kind", "nonce", "offer")
+    __slots__ = ("address", "guid", "kind", "nonce", "offer", "sock")
 
     def __init__(
         self, sock: socket.socket, address: str, guid: str, kind: str, nonce: bytes

@@ -6,6 +6,7 @@ serial. A test decides when to read; what arrives is kept as `Received`, field f
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import struct
@@ -108,21 +109,36 @@ def parse(data: bytes, fds: list[int]) -> Received:
 
 
 class RawClient:
-    """One connection to a bus, authenticated, without a Hello until `hello()`."""
+    """One connection to a bus, authenticated, without a Hello until `hello()`.
 
-    def __init__(self, address: str, *, fds: bool = True, timeout: float = 10.0) -> None:
+    `closed` is true once either side has closed it and all that came before has been received.
+    fds: file descriptors may be passed. uid: connect as this user, which only root can.
+    """
+
+    def __init__(
+        self, address: str, *, fds: bool = True, uid: int | None = None, timeout: float = 10.0
+    ) -> None:
         self.timeout = timeout
         self.serial = 0
         self.unique_name = ""
         self.closed = False
         self._unread = b""
         self._fds: list[int] = []
-        self.sock = _connect(address)
+        if uid is None:
+            self.sock = _connect(address)
+        else:
+            # The kernel notes the effective user at connect().
+            before = os.geteuid()
+            os.seteuid(uid)
+            try:
+                self.sock = _connect(address)
+            finally:
+                os.seteuid(before)
         self.sock.settimeout(timeout)
-        self._authenticate(fds)
+        self._authenticate(fds, os.geteuid() if uid is None else uid)
 
-    def _authenticate(self, fds: bool) -> None:
-        identity = str(os.getuid()).encode().hex().encode()
+    def _authenticate(self, fds: bool, uid: int) -> None:
+        identity = str(uid).encode().hex().encode()
         self.sock.sendall(b"\0AUTH EXTERNAL " + identity + b"\r\n")
         self._expect(b"OK ")
         if fds:
@@ -147,13 +163,12 @@ class RawClient:
         return self.serial
 
     def send(self, data: bytes, fds: Sequence[int] = ()) -> None:
-        """Put bytes on the socket. A connection that the bus has closed swallows them."""
+        """Put bytes on the socket. If the bus has closed it, that shows in receive() only."""
         extra = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))] if fds else []
-        try:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             sent = self.sock.sendmsg([data], extra)
-            self.sock.sendall(data[sent:])
-        except (BrokenPipeError, ConnectionResetError):
-            self.closed = True
+            if sent < len(data):
+                self.sock.sendall(data[sent:])
 
     def message(
         self,

@@ -42,10 +42,9 @@ class Context(Protocol):
     def next_serial(self) -> int:
         """A serial for a message of the bus's own."""
 
-    def may_activate(self, conn: Any, msg: Any, service: Service) -> bool:
-        """Whether policy lets `msg` start `service`, as far as that can be said without a receiver.
-
-        False: the sender has been told."""
+    def check_activate(self, conn: Any, msg: Any, service: Service) -> None:
+        """Raises DBusError unless policy lets `msg` start `service`, as far as that can be said
+        without a receiver."""
 
     def reply(self, conn: Any, msg: Any, signature: str, values: tuple[Any, ...]) -> None:
         """Answers a call to the bus."""
@@ -111,16 +110,14 @@ class Activator:
     def activate(self, conn: Any, msg: Any, name: bytes) -> bool:
         """A message found no owner of its destination. False: there is no such service.
 
-        True: the message is kept, or its sender has got an error."""
-        try:
-            self._check_room(conn, msg, name)
-            service = self._find(name)
-            if service is None and not self._is_systemd(name):
-                return False
-            if service is None or self.context.may_activate(conn, msg, service):
-                self._keep(conn, msg, name, service, auto=True)
-        except DBusError as error:
-            self.context.refused(conn, msg, error)
+        True: the message is kept. Raises DBusError where it must not be, or starting failed."""
+        self._check_room(conn, msg, name)
+        service = self._find(name)
+        if service is None and not self._is_systemd(name):
+            return False
+        if service is not None:
+            self.context.check_activate(conn, msg, service)
+        self._keep(conn, msg, name, service, auto=True)
         return True
 
     def start_service(self, conn: Any, msg: Any, name: bytes) -> None:
@@ -155,7 +152,7 @@ class Activator:
                 self.context.reply(entry.conn, entry.msg, "u", (SUCCESS,))
         for entry in entries:
             if entry.conn is None:
-                self.bus.emit(owner, entry.wire)
+                self.bus.emit(owner, entry.wire, None, True)
             elif entry.auto and entry.conn.state == ACTIVE:
                 self.bus.deliver_kept(entry.conn, entry.msg, owner)
 
@@ -299,6 +296,7 @@ class Activator:
     def _keep_for_systemd(self, wire: bytes) -> None:
         """Queues a message of the bus's own until systemd is on the bus. Raises DBusError."""
         self._check_room(None, None, systemd.NAME)
+        self.bus.show(wire)
         entry = Waiting(None, wire=wire)
         pending = self.book.names.get(systemd.NAME)
         if pending is not None:

@@ -267,12 +267,12 @@ class Driver:
         else:
             self.bus.emit(conn, data, fds)
 
-    def _error(self, conn: Connection, serial: int, name: str, text: str) -> bytes:
+    def _error(self, conn: Connection | None, serial: int, name: str, text: str) -> bytes:
         return wire.message(
             wire.ERROR,
             self.next_serial(),
             flags=wire.NO_REPLY,
-            destination=conn.unique_name or NOT_ACTIVE,
+            destination=DRIVER if conn is None else conn.unique_name or NOT_ACTIVE,
             error_name=name.encode(),
             reply_serial=serial,
             signature="s",
@@ -283,8 +283,8 @@ class Driver:
         """The error `name` in reply to message `serial`, wanted or not, as dbus-daemon does."""
         self.bus.emit(conn, self._error(conn, serial, name, text))
 
-    def capture_error(self, conn: Connection, serial: int, name: str, text: str) -> None:
-        """Shows monitors an error that `conn` might have got but does not."""
+    def capture_error(self, conn: Connection | None, serial: int, name: str, text: str) -> None:
+        """Shows monitors an error that `conn` (None: the bus) might have got but does not."""
         msg = Message()
         if not msg.load(self._error(conn, serial, name, text)):
             raise ValueError(f"the driver made an invalid error {name}")

@@ -9,6 +9,7 @@ import os
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+
 from jitney.compat.address import Address, escape, parse, unescape
 from jitney.compat.errors import BAD_ADDRESS, DBusError
 

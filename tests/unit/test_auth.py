@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 import pwd
+import weakref
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from jitney.compat.auth import MAX_LINE, MAX_REJECTIONS, Auth, KeyringError, Offer
 from jitney.compat.errors import DBusError
 
@@ -60,7 +62,8 @@ def talk(auth: Auth, *lines: bytes) -> list[bytes]:
 def test_typical_client_in_one_write() -> None:
     auth = make()
     assert auth.feed(TYPICAL + b"l\1message") == OK + b"AGREE_UNIX_FD\r\n"
-    assert auth.done and not auth.failed
+    assert auth.done
+    assert not auth.failed
     assert (auth.identity, auth.mechanism, auth.unix_fds) == (UID, "EXTERNAL", True)
     assert auth.leftover == b"l\1message"
     assert auth.feed(b" more") == b""
@@ -73,41 +76,49 @@ def test_any_split_is_the_same(cut: int) -> None:
     auth = make()
     out = auth.feed(whole[:cut]) + auth.feed(whole[cut:])
     assert out == OK + b"AGREE_UNIX_FD\r\n"
-    assert auth.done and auth.leftover == b"rest"
+    assert auth.done
+    assert auth.leftover == b"rest"
 
 
 def test_byte_by_byte() -> None:
     auth = make()
     out = b"".join(auth.feed(bytes([byte])) for byte in TYPICAL + b"rest")
     assert out == OK + b"AGREE_UNIX_FD\r\n"
-    assert auth.done and auth.leftover == b"rest"
+    assert auth.done
+    assert auth.leftover == b"rest"
 
 
 def test_large_messages_may_follow_in_the_same_read() -> None:
     auth = make()
     auth.feed(TYPICAL + b"x" * 300_000)
-    assert auth.done and len(auth.leftover) == 300_000
+    assert auth.done
+    assert len(auth.leftover) == 300_000
 
 
 @pytest.mark.parametrize("first", [b"A", b"AUTH EXTERNAL\r\n", b"\x01"])
 def test_credentials_byte_must_be_nul(first: bytes) -> None:
     auth = make()
     assert auth.feed(first) == b""
-    assert auth.failed and not auth.done
-    assert auth.feed(TYPICAL) == b"" and not auth.done
+    assert auth.failed
+    assert not auth.done
+    assert auth.feed(TYPICAL) == b""
+    assert not auth.done
 
 
 def test_empty_response_takes_the_kernels_word() -> None:
     auth = make()
     assert talk(auth, b"AUTH EXTERNAL", b"DATA", b"BEGIN") == [b"DATA", OK[:-2], b""]
-    assert auth.done and auth.identity == UID and not auth.unix_fds
+    assert auth.done
+    assert auth.identity == UID
+    assert not auth.unix_fds
 
 
 def test_empty_response_pipelined_as_sd_bus_does() -> None:
     auth = make()
     out = auth.feed(b"\0AUTH EXTERNAL\r\nDATA\r\nNEGOTIATE_UNIX_FD\r\nBEGIN\r\n")
     assert out == b"DATA\r\n" + OK + b"AGREE_UNIX_FD\r\n"
-    assert auth.done and auth.identity == UID
+    assert auth.done
+    assert auth.identity == UID
 
 
 @pytest.mark.parametrize(
@@ -134,7 +145,8 @@ def test_external_needs_kernel_credentials() -> None:
 def test_uid_zero_is_an_identity() -> None:
     auth = make(uid=0)
     assert talk(auth, b"AUTH EXTERNAL 30", b"BEGIN")[0] == OK[:-2]
-    assert auth.done and auth.identity == 0
+    assert auth.done
+    assert auth.identity == 0
 
 
 ERRORS = {
@@ -203,7 +215,9 @@ def test_state_table(state: tuple[bytes, ...], line: bytes, answer: bytes) -> No
 def test_begin_too_early_ends_it(before: tuple[bytes, ...]) -> None:
     auth = make()
     assert talk(auth, *before, b"BEGIN")[-1] == b""
-    assert auth.failed and not auth.done and auth.identity is None
+    assert auth.failed
+    assert not auth.done
+    assert auth.identity is None
 
 
 def test_cancel_forgets_the_identity_and_allows_another_try() -> None:
@@ -211,13 +225,15 @@ def test_cancel_forgets_the_identity_and_allows_another_try() -> None:
     talk(auth, HELLO, b"CANCEL")
     assert auth.identity is None
     assert auth.feed(HELLO + b"\r\nBEGIN\r\n") == OK
-    assert auth.done and auth.identity == UID
+    assert auth.done
+    assert auth.identity == UID
 
 
 def test_no_descriptors_over_tcp() -> None:
     auth = make(fds=False)
     assert talk(auth, HELLO, b"NEGOTIATE_UNIX_FD", b"BEGIN")[1] == ERRORS["fds"]
-    assert auth.done and not auth.unix_fds
+    assert auth.done
+    assert not auth.unix_fds
 
 
 def test_only_what_is_configured_is_offered() -> None:
@@ -239,13 +255,16 @@ def test_unknown_mechanism_in_the_configuration() -> None:
 def test_anonymous_where_allowed() -> None:
     auth = make(anonymous=True)
     assert talk(auth, b"AUTH ANONYMOUS " + b"libdbus 1".hex().encode(), b"BEGIN")[0] == OK[:-2]
-    assert auth.done and auth.identity is None and auth.mechanism == "ANONYMOUS"
+    assert auth.done
+    assert auth.identity is None
+    assert auth.mechanism == "ANONYMOUS"
 
 
 def test_anonymous_is_shown_the_door_after_begin() -> None:
     auth = make()
     assert talk(auth, b"AUTH ANONYMOUS", b"BEGIN") == [OK[:-2], b""]
-    assert auth.failed and not auth.done
+    assert auth.failed
+    assert not auth.done
 
 
 @pytest.mark.parametrize("trace", [b"\xff", b"a\0b"])
@@ -260,7 +279,8 @@ def test_rejections_run_out() -> None:
         assert not auth.failed, turn
         assert auth.feed(b"AUTH\r\n") == REJECTED
     assert auth.failed
-    assert auth.feed(TYPICAL[1:]) == b"" and not auth.done
+    assert auth.feed(TYPICAL[1:]) == b""
+    assert not auth.done
 
 
 def test_a_line_has_an_end() -> None:
@@ -268,7 +288,8 @@ def test_a_line_has_an_end() -> None:
     auth.feed(b"\0" + b"A" * MAX_LINE)
     assert not auth.failed
     auth.feed(b"AA")
-    assert auth.failed and not auth.done
+    assert auth.failed
+    assert not auth.done
     auth = make()
     auth.feed(b"\0AUTH EXTERNAL " + b"3" * MAX_LINE + b"\r\nBEGIN\r\n")
     assert auth.failed
@@ -277,7 +298,8 @@ def test_a_line_has_an_end() -> None:
 def test_a_flood_of_commands_in_one_read() -> None:
     auth = make()
     out = auth.feed(b"\0" + b"\r\n" * 100_000)
-    assert auth.failed and len(out) < MAX_LINE + 100
+    assert auth.failed
+    assert len(out) < MAX_LINE + 100
 
 
 def cookie(auth: Auth, user: bytes) -> tuple[bytes, bytes]:
@@ -296,9 +318,11 @@ def proof(challenge: bytes, secret: bytes, mine: bytes = b"abc") -> bytes:
 def test_cookie() -> None:
     auth = make(uid=None, ring=Ring())
     head, challenge = cookie(auth, str(os.geteuid()).encode())
-    assert head == b"org_freedesktop_general 7" and len(challenge) == 32
+    assert head == b"org_freedesktop_general 7"
+    assert len(challenge) == 32
     assert auth.feed(proof(challenge, b"c0ffee") + b"\r\nBEGIN\r\n") == OK
-    assert auth.done and auth.identity == os.geteuid()
+    assert auth.done
+    assert auth.identity == os.geteuid()
     assert auth.mechanism == "DBUS_COOKIE_SHA1"
 
 
@@ -401,8 +425,24 @@ def test_scripts_of_libdbus(script: Path) -> None:
 
 PIECES = st.one_of(
     st.sampled_from(
-        [b"AUTH ", b"EXTERNAL ", b"ANONYMOUS ", b"DBUS_COOKIE_SHA1 ", b"31303030", b"30", b"\r\n"]
-        + [b"DATA ", b"CANCEL", b"ERROR", b"NEGOTIATE_UNIX_FD", b"BEGIN", b"\r", b"\n", b"\0", b" "]
+        [
+            b"AUTH ",
+            b"EXTERNAL ",
+            b"ANONYMOUS ",
+            b"DBUS_COOKIE_SHA1 ",
+            b"31303030",
+            b"30",
+            b"\r\n",
+            b"DATA ",
+            b"CANCEL",
+            b"ERROR",
+            b"NEGOTIATE_UNIX_FD",
+            b"BEGIN",
+            b"\r",
+            b"\n",
+            b"\x00",
+            b" ",
+        ]
     ),
     st.binary(max_size=20),
 )
@@ -421,14 +461,26 @@ def test_junk_never_raises_and_never_gets_in(
     assert (again.done, again.failed) == (auth.done, auth.failed)
     assert not (auth.done and auth.failed)
     if auth.done:
-        assert first_nul and known and auth.identity == UID
-        assert b"BEGIN" in whole and OK in out
+        assert first_nul
+        assert known
+        assert auth.identity == UID
+        assert b"BEGIN" in whole
+        assert OK in out
     else:
         assert auth.leftover == b""
 
 
-def test_nothing_is_kept_after_the_end() -> None:
-    auth = make(uid=None, ring=Ring())
+def test_the_keyring_is_let_go_at_the_end() -> None:
+    rings: list[weakref.ref[Ring]] = []
+
+    def keyring() -> Ring:
+        ring = Ring()
+        rings.append(weakref.ref(ring))
+        return ring
+
+    auth = Auth(Offer(GUID, keyring=keyring), None, False)
     _, challenge = cookie(auth, str(os.geteuid()).encode())
+    assert rings[0]() is not None
     auth.feed(proof(challenge, b"c0ffee") + b"\r\nBEGIN\r\n")
-    assert auth._buffer == b"" and auth._out == b"" and auth._keyring is None
+    assert auth.done
+    assert rings[0]() is None

@@ -261,7 +261,8 @@ def test_rules_become_plain_data(tmp_path: Path) -> None:
         "max_fds": 3, "line": 7,
     }  # fmt: skip
     assert prefix[3] == {
-        **message, "allow": True, "send": True, "prefix": b"a.b", "requested_reply": True, "line": 8,
+        **message, "allow": True, "send": True, "prefix": b"a.b", "requested_reply": True,
+        "line": 8,
     }  # fmt: skip
     assert own_prefix[3] == {
         "kind": "own", "allow": True, "name": b"a", "prefix": True, "line": 9,
@@ -498,6 +499,13 @@ def test_session_directories(tmp_path: Path) -> None:
     # Asked for by name, too: then it is watched, and files there may have any name.
     assert found[0].watched
     assert not found[0].strict
+    write(
+        tmp_path,
+        f"<servicedir>{runtime}/dbus-1/services</servicedir><standard_session_servicedirs/>",
+    )
+    named_first = load(path, environ=environ).service_dirs
+    assert [x.path for x in named_first] == [x.path for x in found]
+    assert named_first[0].watched
     write(tmp_path, "<standard_session_servicedirs/>")
     transient = load(path, environ=environ).service_dirs[0]
     assert not transient.watched

@@ -56,7 +56,9 @@ REFUSED = {
         "\n<bees/>", 4, "Element <bees> not allowed inside <busconfig> in configuration file"
     ),
     "nested busconfig": Case(
-        "<busconfig/>", 3, "Element <busconfig> not allowed inside <busconfig> in configuration file"
+        "<busconfig/>",
+        3,
+        "Element <busconfig> not allowed inside <busconfig> in configuration file",
     ),
     "allow outside policy": Case(
         '<allow own="*"/>',

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from jitney.compat import cookies
 from jitney.compat.auth import Auth, KeyringError, Offer
 from jitney.compat.cookies import Keyring
@@ -43,7 +44,8 @@ def test_makes_directory_file_and_key(tmp_path: Path) -> None:
     assert [path.name for path in folder.iterdir()] == [NAME]  # no lock, no draft
     when, secret = get(folder)[key]
     assert ring.secret(key) == secret.encode()
-    assert len(secret) == 2 * cookies.KEY_BYTES and abs(when - time.time()) < 5
+    assert len(secret) == 2 * cookies.KEY_BYTES
+    assert abs(when - time.time()) < 5
     assert ring.secret(key + 1) == b""
 
 

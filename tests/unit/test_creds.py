@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+
 from jitney.compat import creds
 from jitney.compat.creds import Credentials
 
@@ -51,8 +52,10 @@ def test_of_a_real_peer(pair: tuple[socket.socket, socket.socket]) -> None:
     who = Credentials(pair[0])
     assert (who.uid, who.gid, who.pid) == (os.geteuid(), os.getegid(), os.getpid())
     groups = who.groups()
-    assert groups is not None and os.getegid() in groups
-    assert set(os.getgroups()) <= set(groups) and groups == sorted(groups)
+    assert groups is not None
+    assert os.getegid() in groups
+    assert set(os.getgroups()) <= set(groups)
+    assert groups == sorted(groups)
 
 
 def test_pidfd_of_a_real_peer(pair: tuple[socket.socket, socket.socket]) -> None:
@@ -133,7 +136,8 @@ def test_more_groups_than_getsockopt_can_fetch(
 ) -> None:
     monkeypatch.setattr(creds, "_SMALL", 1)  # ERANGE, if there is a group at all
     groups = Credentials(pair[0]).groups()
-    assert groups is not None and set(os.getgroups()) <= set(groups)
+    assert groups is not None
+    assert set(os.getgroups()) <= set(groups)
 
 
 @pytest.mark.parametrize(

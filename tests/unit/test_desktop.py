@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+
 from jitney.compat.activation.desktop import (
     MAX_SIZE,
     DesktopFileError,
@@ -103,13 +104,13 @@ def test_value(text: bytes, value: str | None) -> None:
         ),
         (
             HEAD + b"Exec=a\\x\n",
-            "Error in section D-BUS Service at line 2: "
-            "Text to be unescaped had invalid escape sequence",
+            ("Error in section D-BUS Service at line 2: "
+            "Text to be unescaped had invalid escape sequence"),
         ),
         # A group that comes twice is looked up in its first half, but read to its end.
         (HEAD + b"Name=a\n" + HEAD + b"Exec=b\n", 'No "Exec" key in .service file'),
-        (MINIMAL + HEAD + b"x\n", "Error in section D-BUS Service at line 5: "
-         "No '=' in key/value pair"),
+        (MINIMAL + HEAD + b"x\n", ("Error in section D-BUS Service at line 5: "
+         "No '=' in key/value pair")),
     ],
 )  # fmt: skip
 def test_error(data: bytes, text: str) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
 from jitney.compat.activation import directories, watch
 from jitney.compat.activation.directories import Services
 from jitney.compat.activation.watch import DirectoryWatch
@@ -119,8 +120,10 @@ def test_helper_warns_of_other_names(tmp_path: Path, log: Log) -> None:
     assert log == [
         (
             "warning",
-            f'Service file "{path}" should have been named "org.example.A.service" '
-            "and will not work with system bus activation",
+            (
+                f'Service file "{path}" should have been named "org.example.A.service" '
+                "and will not work with system bus activation"
+            ),
         )
     ]
 
@@ -136,8 +139,10 @@ def test_bad_files_are_named_once(tmp_path: Path, log: Log) -> None:
     assert list(services.names) == [b"org.example.D"]
     assert [text for _, text in log] == [
         f'Ignoring service file "{path}": invalid service file: key=value before [Section]',
-        f'Ignoring service file "{tmp_path / "c.service"}": '
-        f'"{tmp_path / "c.service"}" is not a regular file',
+        (
+            f'Ignoring service file "{tmp_path / "c.service"}": '
+            f'"{tmp_path / "c.service"}" is not a regular file'
+        ),
     ]
 
 

@@ -147,20 +147,26 @@ LONG = "x" * 99
         (
             "unix:",
             BAD_ADDRESS,
-            "Server address of type unix was missing argument "
-            "path or tmpdir or abstract or runtime or dir",
+            (
+                "Server address of type unix was missing argument "
+                "path or tmpdir or abstract or runtime or dir"
+            ),
         ),
         (
             "unix:path=a,dir=b",
             BAD_ADDRESS,
-            'Could not parse server address: cannot specify two of "path", "tmpdir", "abstract", '
-            '"runtime" and "dir" at the same time',
+            (
+                'Could not parse server address: cannot specify two of "path", "tmpdir", '
+                '"abstract", "runtime" and "dir" at the same time'
+            ),
         ),
         (
             "unix:runtime=no",
             BAD_ADDRESS,
-            'Could not parse server address: if given, the only value allowed for "runtime" is '
-            '"yes"',
+            (
+                'Could not parse server address: if given, the only value allowed for "runtime" is '
+                '"yes"'
+            ),
         ),
         (f"unix:path=/{LONG}", BAD_ADDRESS, "Socket name too long"),
         (f"unix:abstract={LONG}", BAD_ADDRESS, "Abstract socket name too long"),
@@ -173,8 +179,10 @@ LONG = "x" * 99
         (
             "tcp:host=localhost,port=abc",
             FAILED,
-            'Failed to lookup host/port: "localhost:abc": '
-            "Servname not supported for ai_socktype (-8)",
+            (
+                'Failed to lookup host/port: "localhost:abc": '
+                "Servname not supported for ai_socktype (-8)"
+            ),
         ),
         (
             "tcp:host=192.0.2.1,port=1",
@@ -264,7 +272,7 @@ def test_nonce(start: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     server = start("nonce-tcp:host=127.0.0.1")
     match = re.match(
         rf"nonce-tcp:host=127\.0\.0\.1,port=\d+,family=ipv4,"
-        rf"noncefile=({tmp_path}/dbus%5fnonce-\w{{8}}/nonce|{tmp_path}/dbus_nonce-\w{{8}}/nonce),guid=",
+        rf"noncefile=({tmp_path}/dbus_nonce-\w{{8}}/nonce),guid=",
         server.address,
     )
     assert match

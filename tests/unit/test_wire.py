@@ -196,8 +196,8 @@ def test_bad_bodies(signature: bytes, body: bytes, words: str) -> None:
         ("NUL", "s", ["a\0"]),
         ("NUL", "ss", ["a", "b\0"]),
         ("utf-8", "s", ["\ud800"]),
-        ("does not fit", "s", []),
-        ("does not fit", "s", ["a", "b"]),
+        ("values to unpack", "s", []),
+        ("values to unpack", "s", ["a", "b"]),
         ("does not fit", "s", [1]),
         ("does not fit", "u", [-1]),
         ("does not fit", "y", [256]),
@@ -206,7 +206,7 @@ def test_bad_bodies(signature: bytes, body: bytes, words: str) -> None:
         ("does not fit", "as", [[1]]),
         ("does not fit", "as", [1]),
         ("does not fit", "a{ss}", [1]),
-        ("byte must be in range", "ay", [[256]]),
+        ("must be in range", "ay", [[256]]),
         ("too few values", "ii", [1]),
         ("too many values", "i", [1, 2]),
         ("too few values for a struct", "(ii)", [(1,)]),
@@ -228,7 +228,7 @@ def test_read_string(big_endian: bool) -> None:
     body = wire.marshal("su", ["hello", 5], big_endian)
     assert wire.read_string(body, big_endian) == b"hello"
     for bad in (b"", b"\0\0\0\0", body[:8], body[:9]):
-        with pytest.raises(ValueError, match="too short|where it says"):
+        with pytest.raises(ValueError, match=r"too short|where it says"):
             wire.read_string(bad, big_endian)
 
 
@@ -267,6 +267,6 @@ def test_signals_of_all_paddings(member: bytes, sender: bytes | None) -> None:
 
 
 def read_by_dbus_fast(data: bytes) -> Message:
-    message = Unmarshaller(io.BytesIO(data)).unmarshall()
+    message = Unmarshaller(io.BytesIO(data)).unmarshall()  # type: ignore[arg-type]
     assert message is not None
     return message
