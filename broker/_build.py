@@ -23,7 +23,7 @@ from pathlib import Path
 from setuptools import Extension
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
-from setuptools.errors import BaseError, CompileError
+from setuptools.errors import BaseError, CompileError, LinkError
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("broker", "compat")
@@ -93,12 +93,14 @@ class BuildExt(build_ext):
         """What keeps this machine from compiling anything; "" if nothing does."""
         with tempfile.TemporaryDirectory() as folder:
             probe = Path(folder, "probe.c")
-            probe.write_text("#include <Python.h>\nint probe(void) { return Py_REFCNT(Py_None) > 0; }\n")
+            probe.write_text(
+                "#include <Python.h>\nint probe(void) { return Py_REFCNT(Py_None) > 0; }\n"
+            )
             try:
                 objects = self.compiler.compile([str(probe)], output_dir=folder)
                 self.compiler.link_shared_object(objects, str(Path(folder, "probe.so")))
-            except BaseError as error:
-                return f"no C compiler, or no Python headers ({error})"
+            except (BaseError, CompileError, LinkError, OSError):
+                return "there is no C compiler, or no Python.h (Debian: gcc, python3-dev)"
         return ""
 
     def translate(self) -> None:

@@ -1,82 +1,26 @@
 # cython: language_level=3
 cimport cython
-from libc.stdint cimport uint8_t, uint64_t
+from libc.stdint cimport int64_t
 
-from .accounting cimport Accounts, User
-from .atoms cimport Atom, Atoms
 from .connection cimport Connection
 from .match cimport MatchIndex, Rule
-from .mem cimport Map64, of_bytes, same
-from .message cimport Message
-from .names cimport Name, Registry
-from .queue cimport Queue
-from .replies cimport Replies, Slot
+from .routing cimport Router
 
-cdef bytes DRIVER
-
-cdef class Bus:
-    cdef public object front
-    cdef public str guid
-    cdef public object clock
-    cdef readonly Accounts accounts
-    cdef readonly Atoms atoms
-    cdef readonly Registry names
-    cdef readonly MatchIndex match_index
-    cdef readonly MatchIndex monitor_index
-    cdef readonly list monitors
-    cdef readonly Replies replies
-    cdef Map64 table
-    cdef readonly dict connections
-    cdef readonly uint64_t last_id
-    cdef readonly list dirty
-    cdef public bint flushing
-    cdef bytes field_inactive_le
-    cdef bytes field_inactive_be
-    cdef bytes head
-    cdef readonly uint64_t n_messages
-    cdef readonly uint64_t n_denied
-    cdef readonly uint64_t n_dropped
-    cdef readonly Py_ssize_t peak_rules
-    cdef readonly Py_ssize_t peak_names
-    cdef readonly object limits
-    cdef Py_ssize_t max_outgoing_bytes
-    cdef Py_ssize_t max_outgoing_unix_fds
-    cdef Py_ssize_t max_replies
-    cdef double reply_timeout
-
+cdef class Bus(Router):
     cpdef hello(self, Connection conn)
     cpdef announce(self, Connection conn)
     cpdef set_policy(self, Connection conn, object policy)
     cpdef disconnect(self, Connection conn)
-    cpdef int request_name(self, Connection conn, bytes text, int flags) except -1
+    cpdef int request_name(self, Connection conn, bytes text, int64_t flags) except -1
     cpdef int release_name(self, Connection conn, bytes text) except -1
-    cpdef owner_changed(self, bytes text, Connection old, Connection new)
+    cpdef owner_changing(self, bytes text, Connection old, Connection new)
+    cpdef owner_changed(self, bytes text, Connection new)
+    cdef show_greeting(self, Connection conn)
     @cython.locals(peer=Connection)
     cpdef add_match(self, Connection conn, Rule rule)
     @cython.locals(peer=Connection, have=Rule)
     cpdef remove_match(self, Connection conn, Rule rule)
     @cython.locals(rule=Rule)
     cpdef become_monitor(self, Connection conn, list rules)
-    cpdef deliver_kept(self, Connection conn, Message msg, Connection dest)
-    @cython.locals(dest=Connection)
-    cpdef dispatch(self, Connection conn, Message msg)
-    cdef dispatch_inactive(self, Connection conn, Message msg)
-    cdef no_owner(self, Connection conn, Message msg)
-    cpdef Connection lookup(self, bytes text)
-    @cython.locals(atom=Atom, name=Name, number=uint64_t)
-    cdef Connection find_dest(self, const uint8_t* p, Py_ssize_t off, Py_ssize_t n)
-    @cython.locals(slot=Slot, queue=Queue)
-    cdef unicast(self, Connection conn, Connection dest, Message msg)
-    cdef bint expect_reply(self, Connection conn, Connection dest, Message msg) except -1
-    @cython.locals(conn=Connection, queue=Queue)
-    cpdef broadcast(self, Message msg, Connection sender, Connection dest)
-    @cython.locals(conn=Connection)
-    cpdef capture(self, Message msg, Connection sender, Connection dest)
-    cpdef emit(self, Connection dest, bytes wire, object fds=*, bint captured=*)
-    cpdef show(self, bytes wire)
-    cdef enqueue(self, Connection dest, Message msg, Connection sender, User user)
-    cdef bint may_send(self, Connection conn, Connection addressed, Connection proposed, Message msg, bint requested) except -1
-    cdef bint may_receive(self, Connection conn, Connection addressed, Connection proposed, Message msg, bint requested) except -1
     @cython.locals(rule=Rule, owner=Connection)
     cdef drop_rules(self, Connection conn, MatchIndex index)
-    cpdef refuse(self, Connection conn, Message msg, str code, str text)

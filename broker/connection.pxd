@@ -17,6 +17,8 @@ cdef class Connection:
     cdef public bint accepts_fds
     cdef public bint send_open
     cdef public bint receive_open
+    cdef public int send_types
+    cdef public int receive_types
     cdef readonly dict names
     cdef readonly dict owned
     cdef readonly list rules

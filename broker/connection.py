@@ -21,7 +21,7 @@ class Connection:
 
     `names`: every name it owns or is queued for, oldest first; `owned`: those it is primary
     owner of; `rules`: its match rules, oldest first; `calls`: replies it waits for; `owes`:
-    replies it is to give; `send_open` and `receive_open`: its policy has nothing to say."""
+    replies it is to give; `send_open` and the like: see `policy.ClientPolicy`."""
 
     def __init__(self, accounts: Accounts, user: User) -> None:
         self.id = 0
@@ -35,6 +35,8 @@ class Connection:
         self.accepts_fds = False
         self.send_open = False
         self.receive_open = False
+        self.send_types = 0
+        self.receive_types = 0
         self.names: dict[bytes, Any] = {}
         self.owned: dict[bytes, Any] = {}
         self.rules: list[Any] = []

@@ -59,7 +59,9 @@ class Arg:
         if self.kind == 115:
             return same(p, off, n, self.text)
         if self.kind == 110:
-            return n >= want and same(p, off, want, self.text) and (n == want or p[off + want] == 46)
+            if n < want or not same(p, off, want, self.text):
+                return False
+            return n == want or p[off + want] == 46
         # argNpath: equal, or one is a "directory" that the other lies in.
         if n < want:
             if n == 0 or p[off + n - 1] != 47:
@@ -71,9 +73,9 @@ class Arg:
 
 
 class Rule:
-    """One match rule. All strings are bytes; None means "any". `text` is the rule as it was given.
+    """One match rule. All strings are bytes; None means "any". `text` is the rule as given.
 
-    `args` maps an argument number to (kind, value), kind "s", "p" (argNpath) or "n" (arg0namespace)."""
+    `args` maps an argument number to (kind, value): "s" argN, "p" argNpath, "n" arg0namespace."""
 
     def __init__(
         self,
@@ -213,7 +215,6 @@ class MatchIndex:
         bits = S_EAVESDROP if rule.eavesdrop else 0
         arg_index = -1
         key = 0
-        atoms = self.atoms
         if rule.sender is not None:
             bits |= S_SENDER
             if rule.sender[:1] == b":":

@@ -1,4 +1,4 @@
-"""Memory: the few places where the core touches raw bytes – the plain Python twin of `mem.pyx`.
+"""Memory: the few places where the core touches raw bytes - the plain Python twin of `mem.pyx`.
 
 Invariant: same names, same meaning as the compiled module. A "pointer" is here an object
 that can be indexed and sliced (bytes or bytearray); containers keep the same interface.
@@ -149,7 +149,7 @@ class Ring:
         return 0
 
     def take_left(self, n: int) -> int:
-        """Takes up to n bytes off the first message; returns how many are left of n, -1 if it is not done."""
+        """Takes up to n bytes off the first message; what is left of n, -1 if it is not done."""
         slot = self.slots[0]
         if n < slot[0]:
             slot[0] -= n

@@ -265,7 +265,7 @@ cdef class Ring:
         return 0
 
     cdef Py_ssize_t take_left(self, Py_ssize_t n) noexcept:
-        """Takes up to n bytes off the first message; returns how many are left of n, -1 if it is not done."""
+        """Takes up to n bytes off the first message; what is left of n, -1 if it is not done."""
         cdef Charge* slot = &self.slots[self.first]
         if <uint64_t>n < slot.left:
             slot.left -= n

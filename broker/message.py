@@ -18,10 +18,17 @@ except ImportError:
     from ._cython import cython
 
 if not cython.compiled:
-    from .mem import all_zero, bools_ok, free_ints, int_array, load32, of_bytes, same
-    from .mem import take, utf8_ok
-    from .syntax import CHARS, bus_name_ok, interface_ok, member_ok, path_ok, signature_ok
-    from .syntax import single_type_ok, type_end
+    from .mem import all_zero, bools_ok, free_ints, int_array, load32, of_bytes, same, take, utf8_ok
+    from .syntax import (
+        CHARS,
+        bus_name_ok,
+        interface_ok,
+        member_ok,
+        path_ok,
+        signature_ok,
+        single_type_ok,
+        type_end,
+    )
 
 METHOD_CALL, METHOD_RETURN, ERROR, SIGNAL = 1, 2, 3, 4
 
@@ -43,14 +50,15 @@ _FIELD_TYPES = b"\0osssussgu"
 FIELD_TYPES = of_bytes(_FIELD_TYPES)
 
 _ALIGN = bytearray(256)
-for _code, _n in zip(b"ybnqiuxtdsogvha({", [1, 4, 2, 2, 4, 4, 8, 8, 8, 4, 4, 1, 1, 4, 4, 8, 8], strict=True):
-    _ALIGN[_code] = _n
+for _codes, _n in ((b"ygv", 1), (b"nq", 2), (b"biuhsoa", 4), (b"xtd({", 8)):
+    for _code in _codes:
+        _ALIGN[_code] = _n
 _ALIGN_BYTES = bytes(_ALIGN)
 ALIGN = of_bytes(_ALIGN_BYTES)
 
 
 def frame_size(p, off: int, have: int, limit: int) -> int:
-    """Whole size in bytes of the message that starts at `off`, of which `have` >= 16 bytes are here.
+    """Whole size in bytes of the message at `off`, of which `have` >= 16 bytes are here.
 
     Returns -1 where no message can start like this or it would be larger than `limit`."""
     order = p[off]
@@ -199,7 +207,7 @@ class Message:
         free_ints(self.arg_len)
 
     def parse(self, p, size: int) -> bool:
-        """Takes the message of `size` bytes (as `frame_size` gave it) at `p`; False if it is invalid."""
+        """Takes the message of `size` bytes (see `frame_size`) at `p`; False if it is invalid."""
         self.p = p
         self.size = size
         big = p[0] == 66
@@ -365,7 +373,7 @@ class Message:
         return other
 
     def load(self, data: bytes) -> bool:
-        """parse() of bytes that this view keeps alive; False if they are not one whole valid message."""
+        """parse() of bytes that this view keeps alive; False if they are not one valid message."""
         p = of_bytes(data)
         if len(data) < 16 or frame_size(p, 0, len(data), 134217728) != len(data):
             return False
@@ -424,7 +432,7 @@ class Message:
 
 
 def clean(msg: Message) -> bytes:
-    """Header (fixed part and fields, unpadded) without SENDER and unknown fields, as the bus forwards it."""
+    """Header (fixed part and fields, unpadded) as forwarded: without SENDER and unknown fields."""
     p = msg.p
     out = [take(p, 0, 16)]
     pos = 16

@@ -1,11 +1,12 @@
 # cython: language_level=3
 cimport cython
+from libc.stdint cimport int64_t
 from .atoms cimport Atom, Atoms
 from .connection cimport Connection
 
 cdef class Owner:
     cdef readonly Connection conn
-    cdef public int flags
+    cdef public int64_t flags
 
 cdef class Name:
     cdef readonly bytes text
@@ -25,12 +26,12 @@ cdef class Registry:
     cpdef Name ensure(self, bytes text)
     cpdef forget(self, Name name)
     @cython.locals(name=Name, first=Owner, claim=Owner)
-    cpdef int request(self, Connection conn, bytes text, int flags) except -1
+    cpdef int request(self, Connection conn, bytes text, int64_t flags) except -1
     @cython.locals(name=Name, claim=Owner)
     cpdef int release(self, Connection conn, bytes text) except -1
     @cython.locals(claim=Owner)
-    cdef enqueue(self, Name name, Connection conn, int flags)
-    cpdef release_all(self, Connection conn)
+    cdef enqueue(self, Name name, Connection conn, int64_t flags)
+    cpdef release_all(self, Connection conn, bint latest_first)
     cdef unqueue(self, Name name, Owner claim)
     @cython.locals(new=Connection, head=Owner)
     cdef promote(self, Name name, Connection old)

@@ -4,7 +4,8 @@
 Invariant: a Name is in the registry while it has an owner or an activator. The first entry
 of `queue` is the primary owner, and only then is the name in that connection's `owned`;
 every entry's connection has the name in its `names`. Each change of the primary owner is
-reported once, through `Registry.changed`, after the registry shows the new state.
+reported twice to the listener: `owner_changing()` while the registry still shows the old
+state (dbus-daemon's signals are routed by that), `owner_changed()` when it shows the new one.
 
 Rules: D-Bus specification, RequestName and ReleaseName; order of reports as dbus-daemon.
 """
@@ -58,7 +59,7 @@ class Name:
 
 
 class Registry:
-    """All names of a bus. `listener` hears `owner_changed(name, old, new)`, see `notify.py`."""
+    """All names of a bus. `listener` is told of new owners; see the head of this file."""
 
     def __init__(self, atoms: Atoms, listener: Any) -> None:
         self.atoms = atoms
@@ -91,7 +92,7 @@ class Registry:
             self.atoms.release(name.atom)
 
     def set_activator(self, text: bytes, activator: Any) -> None:
-        """Makes `activator` (None: nobody) the one who takes messages while the name has no owner."""
+        """Makes `activator` (None: nobody) take the messages while the name has no owner."""
         name = self.ensure(text)
         name.activator = activator
         self.forget(name)
@@ -100,6 +101,7 @@ class Registry:
         """RequestName: PRIMARY_OWNER, IN_QUEUE, EXISTS or ALREADY_OWNER."""
         name = self.ensure(text)
         if not name.queue:
+            self.listener.owner_changing(text, None, conn)
             self.enqueue(name, conn, flags)
             self.promote(name, None)
             return PRIMARY_OWNER
@@ -116,6 +118,7 @@ class Registry:
                 return EXISTS
             self.enqueue(name, conn, flags)
             return IN_QUEUE
+        self.listener.owner_changing(text, first.conn, conn)
         self.enqueue(name, conn, flags)
         # The new claim stands second now; the old owner either leaves or goes behind it.
         if first.flags & DO_NOT_QUEUE:
@@ -134,14 +137,20 @@ class Registry:
         if claim is None:
             return NOT_OWNER
         primary = name.queue[0] is claim
+        if primary:
+            heir = name.queue[1].conn if len(name.queue) > 1 else None
+            self.listener.owner_changing(text, conn, heir)
         self.unqueue(name, claim)
         if primary:
             self.promote(name, conn)
         return RELEASED
 
-    def release_all(self, conn: Connection) -> None:
-        """Everything `conn` owns or waits for, latest first."""
-        for text in reversed(list(conn.names)):
+    def release_all(self, conn: Connection, latest_first: bool) -> None:
+        """Everything `conn` owns or waits for."""
+        held = list(conn.names)
+        if latest_first:
+            held.reverse()
+        for text in held:
             self.release(conn, text)
 
     def enqueue(self, name: Name, conn: Connection, flags: int) -> None:
@@ -177,5 +186,5 @@ class Registry:
         name.owner = new
         if new is not None:
             new.owned[name.text] = name
-        self.listener.owner_changed(name.text, old, new)
+            self.listener.owner_changed(name.text, new)
         self.forget(name)

@@ -197,15 +197,12 @@ class MessageRule:
                     return False
             elif facts.interface != self.interface:
                 return False
-        if self.member is not None:
-            if facts.member is not None and facts.member != self.member:
-                return False
-        if self.path is not None:
-            if facts.path is not None and facts.path != self.path:
-                return False
-        if self.error is not None:
-            if facts.error is not None and facts.error != self.error:
-                return False
+        if self.member is not None and facts.member is not None and facts.member != self.member:
+            return False
+        if self.path is not None and facts.path is not None and facts.path != self.path:
+            return False
+        if self.error is not None and facts.error is not None and facts.error != self.error:
+            return False
         if facts.is_reply:
             # "requested only" narrows an allow; "unrequested only" narrows a deny.
             if self.allow:

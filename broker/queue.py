@@ -83,7 +83,7 @@ def payload_run(payload: Payload) -> Segment:
 
 
 class Queue:
-    """One receiver's queue. `segments` come first, then `tail`, whose first byte carries `tail_fds`."""
+    """One receiver's queue: `segments`, then `tail`, whose first byte carries `tail_fds`."""
 
     def __init__(self, accounts: Accounts) -> None:
         self.accounts = accounts
@@ -99,7 +99,7 @@ class Queue:
         return self.charges.count
 
     def push(self, msg: Message, head, head_len: int, field: bytes | None, user: int) -> int:
-        """Queues `msg` with the header fields head[:head_len] and SENDER `field`; its size in bytes.
+        """Queues `msg` with the header head[:head_len] and SENDER `field`; its size in bytes.
 
         `head` is the forwarded header (fixed part and fields without SENDER); with `field`
         None the message goes out as it is (the driver's own)."""
@@ -219,6 +219,10 @@ class Queue:
 
     # For Python callers and tests: the queue without a socket.
 
+    def charges_list(self) -> list[tuple[int, int, int]]:
+        """(size, fds, index of the charged user) of each message not gone whole, oldest first."""
+        return self.charges.items()
+
     def peek(self) -> bytes:
         """All queued bytes."""
         out = []
@@ -231,7 +235,7 @@ class Queue:
         return b"".join(out)
 
     def runs(self) -> list[tuple[bytes, list[int]]]:
-        """Queued bytes cut where descriptors begin, each run with the descriptors of its first byte."""
+        """Queued bytes cut where descriptors begin, each run with those of its first byte."""
         out: list[tuple[bytes, list[int]]] = []
         parts = []
         for segment in self.segments:

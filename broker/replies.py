@@ -9,11 +9,6 @@ ends exactly once: by the reply, the deadline, or the end of either side. Slots 
 
 from __future__ import annotations
 
-try:
-    import cython
-except ImportError:
-    from ._cython import cython
-
 from .connection import Connection
 from .mem import Map64
 
@@ -46,7 +41,7 @@ class Replies:
         return self.count
 
     def expect(self, caller: Connection, callee: Connection, serial: int, deadline: float) -> bool:
-        """Notes that `callee` owes `caller` a reply; False if just that reply is awaited already."""
+        """Notes that `callee` owes `caller` a reply; False if that one is awaited already."""
         key = (callee.id << 32) | serial
         if caller.calls is None:
             caller.calls = Map64()
@@ -131,13 +126,12 @@ class Replies:
                 self.end(slot)
 
     def owed_by(self, conn: Connection) -> list[tuple[Connection, int]]:
-        """Ends every slot that `conn` was to answer; (caller, serial) of each, oldest call first."""
+        """Ends every slot that `conn` was to answer; (caller, serial) of each, latest first."""
         out = []
         while conn.owes is not None:
             slot = conn.owes
             out.append((slot.caller, slot.serial))
             self.end(slot)
-        out.reverse()
         return out
 
     def expired(self, now: float) -> list[tuple[Connection, int]]:

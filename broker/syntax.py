@@ -98,12 +98,14 @@ def interface_ok(p, off: int, n: int) -> bool:
 
 
 def bus_name_ok(p, off: int, n: int) -> bool:
-    """Bus name: well-known (elements do not start with a digit, dashes allowed) or unique (":"-led)."""
+    """Bus name: well-known (elements start with no digit, dashes allowed) or unique (":"-led)."""
     if n == 0 or n > 255:
         return False
     if p[off] == 58:
-        # ":" alone and ":x" without a dot are accepted, as libdbus accepts them.
-        return _elements_ok(p, off + 1, n - 1, 7, 1) or n == 1
+        # ":", ":x" and ":.x" are accepted, as libdbus accepts them.
+        if n > 2 and p[off + 1] == 46:
+            return _elements_ok(p, off + 2, n - 2, 7, 1)
+        return n == 1 or _elements_ok(p, off + 1, n - 1, 7, 1)
     return _elements_ok(p, off, n, 5, 2)
 
 

@@ -50,14 +50,17 @@ class BusContext:
         bus = self.service.bus
         hub = self.service.hub
         peaks = self.service.peaks
+        active = len(bus.connections) - len(bus.monitors)
+        # As in dbus-daemon: unique names, and each claim on a name, be it only a queued one.
+        names = active + sum(user.names for user in bus.accounts.users)
         return {
-            "ActiveConnections": len(bus.connections) - len(bus.monitors),
+            "ActiveConnections": active,
             "IncompleteConnections": len(hub.incomplete),
             "MatchRules": bus.match_index.count,
             "PeakMatchRules": peaks.matches(bus.match_index.count),
             "PeakMatchRulesPerConnection": bus.peak_rules,
-            "BusNames": len(bus.names) + len(bus.connections) + 1,
-            "PeakBusNames": peaks.names(len(bus.names) + len(bus.connections) + 1),
+            "BusNames": names,
+            "PeakBusNames": peaks.names(names),
             "PeakBusNamesPerConnection": bus.peak_names,
         }
 
@@ -121,7 +124,9 @@ class ActivationContext:
         self.front.log("security", text)
         raise DBusError(ACCESS_DENIED, text)
 
-    def reply(self, conn: Connection, msg: Message, signature: str, values: tuple[Any, ...]) -> None:
+    def reply(
+        self, conn: Connection, msg: Message, signature: str, values: tuple[Any, ...]
+    ) -> None:
         self.front.driver.reply(conn, msg.serial, signature, wire.marshal(signature, values))
 
     def refused(self, conn: Connection, msg: Message, error: DBusError) -> None:
@@ -155,6 +160,7 @@ class BusService:
         self.front.hub = self.hub
         self.watch = DirectoryWatch(loop, self.changed, self.front.log)
         self.watch.watch(self.watched(config))
+        self.activator.use_watch(self.watch)
         self.hub.start(loop, daemon.listeners)
 
     def settings(self, config: Config) -> Settings:

@@ -13,7 +13,7 @@ from jitney.broker.errors import ACCESS_DENIED, Refused
 from jitney.broker.policy import NO_UID
 
 from .config.names import at_console, settle, user_groups
-from .errors import LIMITS_EXCEEDED, NAMES, NO_REPLY, SERVICE_UNKNOWN, DBusError
+from .errors import LIMITS_EXCEEDED, NAMES, NO_REPLY, NOT_SUPPORTED, SERVICE_UNKNOWN, DBusError
 
 if TYPE_CHECKING:
     from jitney.broker.bus import Bus
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .auth import Auth
     from .peer import Peer
 
+DRIVER = "org.freedesktop.DBus"
 TYPES = {1: "method_call", 2: "method_return", 3: "error", 4: "signal"}
 
 # As much of a command line as dbus-daemon puts into its log.
@@ -89,7 +90,7 @@ class Front:
             self.hub.completed(conn.transport)
 
     def gone(self, conn: Connection) -> None:
-        """The connection's socket is closed."""
+        """The connection's socket is closed, or it is a monitor now: it waits for nothing."""
         if self.activator is not None:
             self.activator.connection_gone(conn)
 
@@ -109,7 +110,7 @@ class Front:
                 "warning",
                 f"Monitoring connection {conn.label} ({loginfo(conn)}) is not allowed to send "
                 "messages; closing it. Please fix the monitor to not do that. "
-                f"({describe(msg)} destination=\"{shown(msg.destination, 'org.freedesktop.DBus')}\")",
+                f'({describe(msg)} destination="{shown(msg.destination, DRIVER)}")',
             )
         self.hub.drop(conn.transport)
 
@@ -131,15 +132,15 @@ class Front:
 
     def name_acquired(self, conn: Connection, name: bytes) -> None:
         self.driver.name_acquired(conn, name)
-        if self.activator is not None and name[:1] != b":":
+
+    def name_owned(self, conn: Connection, name: bytes) -> None:
+        if self.activator is not None:
             self.activator.name_owned(name, conn)
 
     def name_lost(self, conn: Connection, name: bytes) -> None:
         self.driver.name_lost(conn, name)
 
-    def activate(
-        self, conn: Connection, msg: Message, name: bytes
-    ) -> Refused | DBusError | None:
+    def activate(self, conn: Connection, msg: Message, name: bytes) -> Refused | DBusError | None:
         """Nobody owns `name`: None if the message waits for a service now, else what to answer."""
         try:
             if self.activator is not None and self.activator.activate(conn, msg, name):
@@ -164,7 +165,7 @@ class Front:
         matched: int,
         requested: bool,
     ) -> str:
-        """dbus-daemon's sentence about a message that may not pass; conn None: it is the bus's own."""
+        """dbus-daemon's sentence about a message that may not pass (conn None: the bus's own)."""
         sender, who = (conn.label, loginfo(conn)) if conn is not None else ("(unset)", "(bus)")
         return (
             f'{what}, {matched} matched rules; type="{TYPES.get(msg.type, "unknown")}", '
@@ -187,6 +188,15 @@ class Front:
         if self.bus.monitors:
             text = self.complaint(conn, proposed, msg, what, policy.matched, False)
             self.driver.capture_error(conn, msg.serial, NAMES[ACCESS_DENIED], text)
+
+    def unfit(self, sender: Connection | None, dest: Connection, msg: Message) -> None:
+        """A broadcast has descriptors, which this receiver cannot take."""
+        if self.bus.monitors:
+            text = (
+                f"broadcast cannot be delivered to {dest.label} ({loginfo(dest)}) because it does "
+                "not support receiving Unix fds"
+            )
+            self.driver.capture_error(sender, msg.serial, NOT_SUPPORTED, text)
 
     def denied_own(self, dest: Connection, msg: Message, policy: ClientPolicy) -> None:
         """The receiver's policy keeps it from the driver's own word."""
@@ -211,7 +221,7 @@ class Front:
         )
 
     def dropped(self, sender: Connection | None, dest: Connection, msg: Message) -> None:
-        """A receiver's queue is full: its loss is counted, logged once per thousand, never silent."""
+        """A receiver's queue is full: its loss is counted, and logged once per thousand."""
         if dest.dropped % 1000 == 1:
             who = sender.label if sender is not None else "the bus"
             self.log(
@@ -262,4 +272,3 @@ def command_of(pid: int) -> str:
     except OSError:
         return ""
     return "".join([" " if c == 0 else chr(c) if 32 <= c < 128 else "?" for c in raw])
-

@@ -24,15 +24,14 @@ except ImportError:
     from jitney.broker._cython import cython
 
 from jitney.broker.bus import Bus
-from jitney.broker.connection import Connection
 from jitney.broker.fds import FdSet
 from jitney.broker.mem import Buffer
 from jitney.broker.message import Message
-from jitney.broker.queue import Payload, Queue, Segment
+from jitney.broker.queue import Payload, Queue
 
 from .auth import Auth
 from .creds import Credentials
-from .peer import AUTHENTICATING, CLOSED, OPEN, Peer
+from .peer import CLOSED, OPEN, Peer
 from .sysio import WRITABLE, Intake, Outlet, Poller, attach, detach
 
 if not cython.compiled:
@@ -88,7 +87,7 @@ class Hub:
     # Life
 
     def start(self, loop: Any, listeners: list[Any]) -> None:
-        """Begins to serve: `listeners` have `sock`, `kind` ("unix" or "tcp"), `nonce` and `offer`."""
+        """Begins to serve; for the listeners see `listen.Listener`."""
         self.loop = loop
         self.listeners = list(listeners)
         loop.add_reader(self.poller.fileno(), self.turn)
@@ -149,7 +148,7 @@ class Hub:
         self.alarm(when)
 
     def rest(self, listener: Any, seconds: float) -> None:
-        """Stops accepting for a while, or with 0 until an unfinished connection is out of the way."""
+        """Stops accepting for a while, or with 0 until an unfinished connection is gone."""
         if listener in self.resting:
             return
         self.resting.add(listener)
@@ -300,7 +299,7 @@ class Hub:
             have = partial.end - partial.head
             want = peer.wanted - have
             if peer.wanted > RECEIVE:
-                # A large message fills a buffer of its own; what follows it lands in the shared one.
+                # A large message fills a buffer of its own; what follows lands in the shared one.
                 got = intake.recv(
                     peer.fd, partial.p, partial.end, want, peer.with_fds, buffer.p, RECEIVE
                 )
@@ -406,7 +405,7 @@ class Hub:
         return peer.state == OPEN
 
     def settle(self) -> None:
-        """The shared buffer is about to be used again: send what refers to it, copy what is left."""
+        """The shared buffer will be used again: send what refers to it, copy what is left."""
         self.flush()
         self.bus.flushing = True
         for payload in self.loans:

@@ -21,11 +21,12 @@ from .errors import DBusError
 ENOUGH_FDS = 65536
 """Descriptors that suffice even if several users try to use them up together."""
 
-OOM_SCORE = "/proc/self/oom_score_adj"
-
 Warn = Callable[[str], None]
 Limit = tuple[int, int]
 """Soft and hard RLIMIT_NOFILE."""
+
+_HANDLED = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)
+"""Signals that the daemon handles."""
 
 _ERRNO_NAMES = {
     errno.EPROTONOSUPPORT: errors.NOT_SUPPORTED,
@@ -175,10 +176,14 @@ def daemonise(*, pidfile: str | None, print_pid: int | None, keep_umask: bool) -
     except OSError:
         raise DBusError(errors.FAILED, "Could not chdir() to root directory") from None
     readable, writable = os.pipe()
+    # Python's fork() forgets signals that reach the child too soon, such as our own _kill().
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
     try:
         child = os.fork()
     except OSError as error:
         raise from_errno(error, "Failed to fork daemon") from error
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     if child == 0:
         os.close(readable)
         if not keep_umask:
@@ -186,7 +191,7 @@ def daemonise(*, pidfile: str | None, print_pid: int | None, keep_umask: bool) -
         os.setsid()
         return Fork(writable, bool(os.environ.get("DBUS_DEBUG_OUTPUT")))
     os.close(writable)
-    for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT):
+    for number in _HANDLED:
         signal.signal(number, signal.SIG_DFL)  # the caller's handlers are for the child
     written: str | None = None
     try:
@@ -226,7 +231,7 @@ def _kill(pid: int) -> None:
 
 
 def raise_fd_limit(warn: Warn) -> Limit | None:
-    """Allow ourselves many descriptors. Returns what the limit was, for `restore_fd_limit()`."""
+    """Allow ourselves many descriptors. Returns what the limit was, for the services we start."""
     import resource
 
     try:
@@ -248,24 +253,6 @@ def raise_fd_limit(warn: Warn) -> Limit | None:
             number = error.errno if isinstance(error, OSError) else errno.EPERM
             warn(str(from_errno(OSError(number, ""), f"Failed to set fd limit to {limit}")))
     return old
-
-
-def restore_fd_limit(limit: Limit | None) -> None:
-    """Give a child the limit we were started with. Raises OSError or ValueError."""
-    if limit is not None:
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
-
-
-def reset_oom_score() -> None:
-    """Take away from a child the protection against the OOM killer that the bus may enjoy."""
-    try:
-        with open(OOM_SCORE, "r+b", buffering=0) as file:
-            if file.read(16).startswith(b"-"):
-                file.write(b"0")
-    except OSError:
-        pass  # not Linux, or no /proc: nothing to reset
 
 
 # The user

@@ -1,4 +1,4 @@
-"""System calls of the transport: receive, send, poll – the plain Python twin of `sysio.pyx`.
+"""System calls of the transport: receive, send, poll - the plain Python twin of `sysio.pyx`.
 
 Invariant: same names, same meaning as the compiled module: nothing here raises for what the
 kernel says; results are counts, failures are negative errno values.
@@ -42,7 +42,9 @@ class Intake:
     def recv(
         self, fd: int, p: bytearray, off: int, n: int, with_fds: bool, p2: bytearray, n2: int
     ) -> int:
-        """Receives up to n bytes at p+off and, behind them, n2 at p2. Bytes, 0 at the end, or -errno."""
+        """Receives up to n bytes at p+off and, behind them, n2 at p2.
+
+        Bytes, 0 at the end, or -errno."""
         views = [memoryview(p)[off : off + n]]
         if n2:
             views.append(memoryview(p2)[:n2])
@@ -105,9 +107,7 @@ class Outlet:
 def send_one(fd: int, p: bytes | bytearray, off: int, n: int) -> int:
     """One run of bytes without descriptors. Bytes sent, or -errno."""
     try:
-        return _sockets[fd].send(
-            bytes(p[off : off + n]), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
-        )
+        return _sockets[fd].send(bytes(p[off : off + n]), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
     except OSError as error:
         return -(error.errno or errno.EIO)
 

@@ -45,7 +45,7 @@ _BIG = {code: Struct(">" + letter) for code, letter in _FORMAT.items()}
 _U32 = Struct("<I")
 _U32_BIG = Struct(">I")
 _HEAD = Struct("<cBBBIII")
-_MEMBER = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_")
+_PATH_BYTES = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_")
 
 
 # ---- signatures and paths
@@ -106,7 +106,7 @@ def _check_path(path: bytes) -> None:
         if path[:1] != b"/":
             raise ValueError("object path does not start with a slash")
         for element in path[1:].split(b"/"):
-            if not element or not _MEMBER.issuperset(element):
+            if not element or not _PATH_BYTES.issuperset(element):
                 raise ValueError("object path with a bad element")
 
 
@@ -362,16 +362,26 @@ def _read_array(
 # ---- whole messages
 
 
-def _name_field(code: int, type_code: bytes, value: bytes) -> bytes:
-    return bytes((code, 1)) + type_code + b"\0" + _U32.pack(len(value)) + value + b"\0"
+_PATH = b"\1\1o\0"
+_INTERFACE = b"\2\1s\0"
+_MEMBER = b"\3\1s\0"
+_ERROR_NAME = b"\4\1s\0"
+_REPLY_SERIAL = b"\5\1u\0"
+_DESTINATION = b"\6\1s\0"
+_SENDER = b"\7\1s\0"
+_SIGNATURE = b"\x08\1g\0"
+_UNIX_FDS = b"\x09\1u\0"
+_FIELD = Struct("<4sI")
+"""Code and type of a header field, then its value or the value's length."""
+
+_DRIVER = b"org.freedesktop.DBus"
+_SENDER_FIELD = _FIELD.pack(_SENDER, len(_DRIVER)) + _DRIVER + b"\0"
 
 
 def _signature_field(signature: str) -> bytes:
-    return b"\x08\1g\0" + bytes((len(signature),)) + signature.encode() + b"\0"
+    return _SIGNATURE + bytes((len(signature),)) + signature.encode() + b"\0"
 
 
-_DRIVER = b"org.freedesktop.DBus"
-_SENDER_FIELD = _name_field(7, b"s", _DRIVER)
 _SIGNATURE_FIELDS = {text: _signature_field(text) for text in ("s", "u", "b", "as", "sss", "a{sv}")}
 
 
@@ -393,24 +403,37 @@ def message(
     """A whole little-endian message, its header fields in the order dbus-daemon writes them."""
     fields = b""
     if path is not None:
-        fields = _name_field(1, b"o", path)
+        fields = _FIELD.pack(_PATH, len(path)) + path + b"\0"
     if interface is not None:
-        fields += _PAD[-len(fields) & 7] + _name_field(2, b"s", interface)
+        fields += (
+            _PAD[-len(fields) & 7] + _FIELD.pack(_INTERFACE, len(interface)) + interface + b"\0"
+        )
     if member is not None:
-        fields += _PAD[-len(fields) & 7] + _name_field(3, b"s", member)
+        fields += _PAD[-len(fields) & 7]
+        fields += _FIELD.pack(_MEMBER, len(member)) + member + b"\0"
     if destination is not None:
-        fields += _PAD[-len(fields) & 7] + _name_field(6, b"s", destination)
+        fields += (
+            _PAD[-len(fields) & 7]
+            + _FIELD.pack(_DESTINATION, len(destination))
+            + destination
+            + b"\0"
+        )
     if error_name is not None:
-        fields += _PAD[-len(fields) & 7] + _name_field(4, b"s", error_name)
+        fields += (
+            _PAD[-len(fields) & 7] + _FIELD.pack(_ERROR_NAME, len(error_name)) + error_name + b"\0"
+        )
     if reply_serial:
-        fields += _PAD[-len(fields) & 7] + b"\5\1u\0" + _U32.pack(reply_serial)
+        fields += _PAD[-len(fields) & 7] + _FIELD.pack(_REPLY_SERIAL, reply_serial)
     if signature:
         fields += _PAD[-len(fields) & 7]
         fields += _SIGNATURE_FIELDS.get(signature) or _signature_field(signature)
     if n_fds:
-        fields += _PAD[-len(fields) & 7] + b"\x09\1u\0" + _U32.pack(n_fds)
+        fields += _PAD[-len(fields) & 7] + _FIELD.pack(_UNIX_FDS, n_fds)
     if sender is not None:
         fields += _PAD[-len(fields) & 7]
-        fields += _SENDER_FIELD if sender == _DRIVER else _name_field(7, b"s", sender)
+        if sender == _DRIVER:
+            fields += _SENDER_FIELD
+        else:
+            fields += _FIELD.pack(_SENDER, len(sender)) + sender + b"\0"
     head = _HEAD.pack(b"l", type, flags, 1, len(body), serial, len(fields))
     return head + fields + _PAD[-len(fields) & 7] + body

@@ -45,7 +45,9 @@ def daemon() -> Iterator[buses.Daemon]:
         with RawClient(bus.address) as client:
             client.hello()
         # What a first connection opens for good (name service, logs) is no leak; its socket is.
-        _left_over(bus.pid, {fd for fd in at_start if at_start[fd].startswith("socket:")}, "socket:")
+        _left_over(
+            bus.pid, {fd for fd in at_start if at_start[fd].startswith("socket:")}, "socket:"
+        )
         before = set(_descriptors(bus.pid))
         yield bus
         left = _left_over(bus.pid, before)

@@ -21,7 +21,7 @@ def test_reads_minimum_and_exceptions() -> None:
 
 @pytest.mark.parametrize("text", ["suite", "  /test", "suite 1 2", "suite x", "suite 1\n  a b"])
 def test_refuses_what_makes_no_sense(text: str) -> None:
-    with pytest.raises(ValueError, match="line|invalid literal"):
+    with pytest.raises(ValueError, match=r"line|invalid literal"):
         peer.read(text)
 
 

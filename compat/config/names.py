@@ -74,13 +74,14 @@ def settle(policies: PolicySet, uid: int, gids: Iterable[int]) -> bool:
     it was read. To be called before a client with this uid is admitted; costs nothing if there are
     none.
 
-    False if that cannot be found out: such a client must be refused."""
+    False if that cannot be found out: such a client must be refused, unless it is the bus's own
+    user, whom containers may run under any uid."""
     if policies.unknown_users:
         try:
-            name = pwd.getpwuid(uid).pw_name
+            policies.settle_user(pwd.getpwuid(uid).pw_name.encode(), uid)
         except _FAILURES:
-            return False
-        policies.settle_user(name.encode(), uid)
+            if uid != os.geteuid():
+                return False
     if policies.unknown_groups:
         for gid in gids:
             try:

@@ -28,20 +28,22 @@ _ERRNO_NAMES = {
     errno.EACCES: ACCESS_DENIED,
     errno.EPERM: ACCESS_DENIED,
 }
-_known: dict[str, bytes] = {}
+_known: list[bytes] = []
 
 
 def machine_id() -> bytes:
     """This machine's id, 32 hex digits. DBusError when no file has it, with all reasons."""
-    if "" in _known:
-        return _known[""]
+    if _known:
+        return _known[0]
     failures = []
     for file in MACHINE_ID_FILES:
         try:
-            _known[""] = _read(file)
-            return _known[""]
+            found = _read(file)
         except DBusError as error:
             failures.append(error)
+            continue
+        _known.append(found)
+        return found
     reasons = "; ".join(error.text for error in failures)
     raise DBusError(
         failures[-1].name,

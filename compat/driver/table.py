@@ -37,8 +37,7 @@ class Method:
         All other methods reply even then, because dbus-daemon does.
     """
 
-    __slots__ = ("ack", "any_path", "handler", "in_sig", "interface", "name", "out_sig",
-                 "privileged")  # fmt: skip
+    __slots__ = ("ack", "any_path", "handler", "in_sig", "name", "out_sig", "privileged")
 
     def __init__(
         self,

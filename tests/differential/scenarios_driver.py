@@ -14,7 +14,7 @@ from .script import (
     Stage,
     credentials,
     scenario,
-    shape,
+    stats,
     unordered,
     xml,
 )
@@ -55,7 +55,7 @@ METHODS: list[tuple[str, bytes | None, str, tuple[object, ...]]] = [
     ("GetInstanceInfo", b"org.freedesktop.DBus.Containers1", "o", ("/",)),
 ]
 MASKS = {
-    "Introspect": xml, "GetStats": shape, "GetAllMatchRules": unordered, "ListNames": unordered,
+    "Introspect": xml, "GetStats": stats, "GetAllMatchRules": unordered, "ListNames": unordered,
     "ListActivatableNames": unordered, "GetConnectionCredentials": credentials,
 }  # fmt: skip
 
@@ -160,7 +160,7 @@ def introspection(stage: Stage) -> None:
 
 
 @scenario()
-def stats(stage: Stage) -> None:
+def statistics(stage: Stage) -> None:
     client, other = stage.client("client"), stage.client("other")
     other.driver("RequestName", "su", "stats.name", 0)
     for rule in (
@@ -168,9 +168,15 @@ def stats(stage: Stage) -> None:
         "sender='a.b',destination=':1.999',arg0='it'\\''s',arg3path='/x',path_namespace='/p'",
     ):  # fmt: skip
         other.driver("AddMatch", "s", rule)
-    client.driver("GetStats", interface=STATS, mask=shape)
-    for name in ("stats.name", other.raw.unique_name, "org.freedesktop.DBus", "no.body", ""):
-        client.driver("GetConnectionStats", "s", name, interface=STATS, mask=shape)
+    other.driver("RemoveMatch", "s", "path='/a'")
+    other.driver("RequestName", "su", "stats.other", 0)
+    other.driver("ReleaseName", "s", "stats.other")
+    client.driver("RequestName", "su", "stats.name", 0)
+    stage.client("incomplete", hello=False)
+    client.driver("GetStats", interface=STATS, mask=stats)
+    names = ("stats.name", client.raw.unique_name, "org.freedesktop.DBus", "no.body", "")
+    for name in names:
+        client.driver("GetConnectionStats", "s", name, interface=STATS, mask=stats)
     client.driver("GetAllMatchRules", interface=STATS, mask=unordered)
     other.close()
     client.driver("GetAllMatchRules", interface=STATS, mask=unordered)

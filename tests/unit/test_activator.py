@@ -46,6 +46,7 @@ class Bus:
     owners: dict[bytes, Conn] = field(default_factory=dict)
     sent: list[tuple[str, Conn, int]] = field(default_factory=list)
     emitted: list[tuple[Conn, Message]] = field(default_factory=list)
+    monitored: list[Message] = field(default_factory=list)
 
     def lookup(self, name: bytes) -> Conn | None:
         return self.owners.get(name)
@@ -54,10 +55,17 @@ class Bus:
         assert conn.state == ACTIVE
         self.sent.append(("delivered", conn, msg.serial))
 
-    def emit(self, dest: Conn, data: bytes) -> None:
+    def emit(self, dest: Conn, data: bytes, fds: None = None, captured: bool = False) -> None:
+        if not captured:
+            self.show(data)
         msg = Message()
         assert msg.load(data)
         self.emitted.append((dest, msg))
+
+    def show(self, data: bytes) -> None:
+        msg = Message()
+        assert msg.load(data)
+        self.monitored.append(msg)
 
 
 class Context:
@@ -742,6 +750,8 @@ async def test_systemd_comes_later(make: MakeWorld) -> None:
     world.activate(Conn(1), call(), A)
     world.activate(Conn(2), call(SYSTEMD, serial=6), SYSTEMD)
     assert sorted(world.activator.book.names) == [A, SYSTEMD]
+    # Monitors see it at once, and only now.
+    assert [msg.member for msg in world.bus.monitored] == [b"ActivationRequest"]
     assert world.context.lines == [
         (
             "info",
@@ -756,6 +766,7 @@ async def test_systemd_comes_later(make: MakeWorld) -> None:
         (systemd, b"ActivationRequest")
     ]
     assert [(kind, serial) for kind, _, serial in world.bus.sent] == [("delivered", 6)]
+    assert len(world.bus.monitored) == 1
     assert list(world.activator.book.names) == [A]
 
 

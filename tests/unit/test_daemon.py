@@ -321,6 +321,19 @@ FAILURES: dict[str, tuple[list[str], list[str]]] = {
 }
 
 
+def none_runs_with(config: Path) -> bool:
+    """Whether no process has this file in its command line, now or in a moment."""
+    wanted = str(config).encode()
+
+    def runs(pid: str) -> bool:
+        try:
+            return wanted in Path(f"/proc/{pid}/cmdline").read_bytes()
+        except OSError:
+            return False
+
+    return all(gone(int(pid)) for pid in os.listdir("/proc") if pid.isdecimal() and runs(pid))
+
+
 def fails(command: list[str], folder: Path, name: str) -> tuple[int, str, list[str]]:
     """Status and complaint of a daemon that cannot start, and the files it leaves."""
     folder.mkdir()
@@ -341,6 +354,7 @@ def fails(command: list[str], folder: Path, name: str) -> tuple[int, str, list[s
     match = re.fullmatch(r"dbus(?:-daemon)?\[\d+\]: Failed to start message bus: (.*)", line)
     assert match, line
     text = match.group(1).replace(str(folder), "FOLDER")
+    assert none_runs_with(config), "a daemon was left behind"
     return done.returncode, text, sorted(os.listdir(folder))
 
 

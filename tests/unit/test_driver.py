@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from rawclient import DRIVER, DRIVER_PATH, Received, build, parse
 
+from jitney.broker import errors as core_errors
 from jitney.broker.errors import LIMITS, Refused
 from jitney.broker.message import Message
 from jitney.compat import errors, wire
@@ -61,10 +62,16 @@ class FakeBus:
         self.refusal: Refused | None = None
         self.lines: list[tuple[str, str]] = []
         self.front = SimpleNamespace(
-            hello=self.hello, log=lambda severity, text: self.lines.append((severity, text))
+            gone=lambda conn: None, log=lambda severity, text: self.lines.append((severity, text))
         )
 
-    def emit(self, dest: FakeConnection | None, data: bytes, fds: Any = None) -> None:
+    def emit(
+        self,
+        dest: FakeConnection | None,
+        data: bytes,
+        fds: Any = None,
+        captured: bool = False,
+    ) -> None:
         message = parse(data, [])
         assert message.n_fds == (0 if fds is None else len(fds))
         self.sent.append((dest, message))
@@ -302,6 +309,11 @@ def test_only_acknowledgements_can_be_waived(world: World) -> None:
 def test_refusals_of_the_core_become_errors(world: World) -> None:
     world.bus.refusal = Refused(LIMITS, "too many")
     assert result(world.call(b"AddMatch", "s", "")) == ("LimitsExceeded", "too many")
+
+
+def test_every_refusal_of_the_core_has_a_name() -> None:
+    codes = {value for key, value in vars(core_errors).items() if key.isupper()}
+    assert codes == errors.NAMES.keys()
 
 
 def test_serials_never_repeat_and_are_never_zero(world: World) -> None:
@@ -558,7 +570,7 @@ def test_introspection(world: World) -> None:
 def test_machine_id(world: World, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     monkeypatch.setattr(peer, "MACHINE_ID_FILES", [str(first), str(second)])
-    monkeypatch.setattr(peer, "_known", {})
+    monkeypatch.setattr(peer, "_known", [])
 
     def ask() -> Any:
         return result(world.call(b"GetMachineId", interface=PEER, path=b"/any"))

@@ -257,36 +257,6 @@ def test_fd_limit(
     assert warnings == ([text + "Operation not permitted"] if warned else [])
 
 
-def test_fd_limit_for_children() -> None:
-    code = """
-import resource
-soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
-process.restore_fd_limit((100, hard))
-process.restore_fd_limit(None)
-print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-"""
-    assert script(code) == "100\n"
-
-
-@pytest.mark.parametrize(("before", "after"), [("-900\n", "0"), ("500\n", "500\n"), ("0\n", "0\n")])
-def test_oom_score(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str, after: str
-) -> None:
-    file = tmp_path / "score"
-    file.write_text(before)
-    monkeypatch.setattr(process, "OOM_SCORE", str(file))
-    process.reset_oom_score()
-    written = file.read_text()
-    # The kernel takes each write for a whole new value; a plain file gets it appended.
-    assert written == (before + after if after == "0" and before[0] == "-" else before)
-
-
-def test_oom_score_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "OOM_SCORE", "/nonexistent")
-    process.reset_oom_score()
-
-
 def test_find_user() -> None:
     root = pwd.getpwnam("root")
     assert process.find_user("root") == (root.pw_uid, root.pw_gid) == process.find_user("0")

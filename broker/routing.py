@@ -1,0 +1,431 @@
+# cython: infer_types=True
+"""Routing: the one way that every message takes.
+
+Invariant: `dispatch()` takes a parsed message from its sender to the queue of every
+receiver before it returns; nothing in it waits, and nothing a peer did can make it raise
+(MemoryError alone passes, before anything was queued for that receiver). So all receivers
+see messages in one order: the order in which the bus read them.
+
+The front (classic D-Bus: `jitney.compat.front`) is told what the core does not know how to
+say: errors to the caller, the driver's methods, what a refusal looks like in words.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+try:
+    import cython
+except ImportError:
+    from ._cython import cython
+
+from .accounting import Accounts, User
+from .atoms import Atoms
+from .connection import ACTIVE, CLOSED, MONITOR, NEW, Connection
+from .errors import ACCESS_DENIED, LIMITS, NO_OWNER, NOT_SUPPORTED, Refused
+from .limits import Limits
+from .match import MatchIndex
+from .mem import Map64
+from .message import Message, clean
+from .names import Registry
+from .queue import sender_field
+from .replies import Replies
+
+if not cython.compiled:
+    from .mem import of_bytes, same
+
+DRIVER = b"org.freedesktop.DBus"
+NOT_ACTIVE = b":not.active.yet"
+
+# What a refused sender is told first; dbus-daemon's words.
+SEND_DENIED = "Rejected send message"
+RECEIVE_DENIED = "Rejected receive message"
+FULL = "Rejected: destination has a full message queue"
+
+
+class Router:
+    """What a bus needs to pass messages on; `bus.Bus` adds who is on it.
+
+    `dirty` holds the connections that got something queued since the front last flushed;
+    `flushing`: the front is in the midst of its round and will look there before it rests."""
+
+    def __init__(self, limits: Limits | None = None, front: Any = None, guid: str = "") -> None:
+        self.front = front
+        self.guid = guid
+        self.clock = time.monotonic
+        self.accounts = Accounts()
+        self.atoms = Atoms()
+        self.names = Registry(self.atoms, self)
+        self.match_index = MatchIndex(self.atoms)
+        self.monitor_index = MatchIndex(self.atoms)
+        self.monitors: list[Connection] = []
+        self.replies = Replies()
+        self.table = Map64()
+        self.connections: dict[int, Connection] = {}
+        self.last_id = 0
+        self.dirty: list[Connection] = []
+        self.flushing = False
+        self.field_inactive_le = sender_field(NOT_ACTIVE, False)
+        self.field_inactive_be = sender_field(NOT_ACTIVE, True)
+        self.head = None
+        self.greeting = None
+        self.n_messages = 0
+        self.n_denied = 0
+        self.n_dropped = 0
+        self.peak_rules = 0
+        self.peak_names = 1
+        self.set_limits(limits if limits is not None else Limits())
+
+    def set_limits(self, limits: Limits) -> None:
+        """Takes new limits; the hot ones are copied out of the object."""
+        self.limits = limits
+        self.max_outgoing_bytes = limits.max_outgoing_bytes
+        self.max_outgoing_unix_fds = limits.max_outgoing_unix_fds
+        self.max_replies = limits.max_replies_per_connection
+        self.reply_timeout = limits.reply_timeout / 1000 if limits.reply_timeout > 0 else 0.0
+
+    def lookup(self, text: bytes) -> Connection | None:
+        """Who gets messages sent to this name: a unique name's or well-known name's owner."""
+        return self.find_dest(of_bytes(text), 0, len(text))
+
+    def find_dest(self, p, off: int, n: int) -> Connection | None:
+        if p[off] == 58:
+            # ":1.N": the number is the id, less one.
+            if n < 4 or n > 22 or p[off + 1] != 49 or p[off + 2] != 46:
+                return None
+            number = 0
+            for i in range(off + 3, off + n):
+                c = p[i]
+                if c < 48 or c > 57:
+                    return None
+                number = number * 10 + (c - 48)
+            if p[off + 3] == 48 and n > 4:
+                return None
+            return self.table.get(number + 1)
+        atom = self.atoms.find(p, off, n)
+        if atom is None:
+            return None
+        name = atom.name
+        if name is None:
+            return None
+        return name.owner
+
+    # Messages
+
+    def dispatch(self, conn: Connection, msg: Message) -> None:
+        """Routes one valid message that `conn` sent."""
+        self.n_messages += 1
+        self.head = None
+        if conn.state != ACTIVE:
+            self.dispatch_inactive(conn, msg)
+            return
+        if msg.dest_len < 0:
+            if msg.type != 4:
+                # Not for anybody: libdbus itself answers such a call, as the front does.
+                self.front.undirected(conn, msg)
+                return
+            if self.monitors:
+                self.capture(msg, conn, None)
+            self.broadcast(msg, conn, None)
+            return
+        dest = self.find_dest(msg.p, msg.dest_off, msg.dest_len)
+        if dest is not None:
+            if self.monitors:
+                self.capture(msg, conn, dest)
+            self.unicast(conn, dest, msg)
+            return
+        if same(msg.p, msg.dest_off, msg.dest_len, DRIVER):
+            # A signal to the driver is news for others (an activation failed): as with dbus-daemon,
+            # monitors see what it brings about before they see the signal.
+            if self.monitors and msg.type != 4:
+                self.capture(msg, conn, None)
+            done = self.may_send(conn, None, None, msg, False) and self.front.driver_call(conn, msg)
+            if self.monitors and msg.type == 4:
+                self.capture(msg, conn, None)
+            if done and self.match_index.n_eavesdrop:
+                self.broadcast(msg, conn, None)
+            return
+        self.no_owner(conn, msg)
+
+    def dispatch_inactive(self, conn: Connection, msg: Message) -> None:
+        # A connection that is not registered may say Hello and nothing else; a monitor nothing.
+        if conn.state == NEW:
+            if msg.dest_len >= 0 and same(msg.p, msg.dest_off, msg.dest_len, DRIVER):
+                if (
+                    msg.type == 1
+                    and same(msg.p, msg.member_off, msg.member_len, b"Hello")
+                    and (msg.iface_len < 0 or same(msg.p, msg.iface_off, msg.iface_len, DRIVER))
+                ):
+                    self.greeting = msg
+                    if self.front.driver_call(conn, msg) and self.match_index.n_eavesdrop:
+                        self.broadcast(msg, conn, None)
+                    self.greeting = None
+                else:
+                    if self.monitors:
+                        self.capture(msg, conn, None)
+                    self.refuse(
+                        conn,
+                        msg,
+                        ACCESS_DENIED,
+                        "Client tried to send a message other than Hello without being registered",
+                    )
+                return
+            if msg.dest_len < 0 and msg.type != 4:
+                self.front.undirected(conn, msg)
+                return
+            if self.monitors:
+                self.capture(msg, conn, None)
+            self.front.misbehaved(conn, msg)
+        elif conn.state == MONITOR:
+            self.front.misbehaved(conn, msg)
+
+    def no_owner(self, conn: Connection, msg: Message) -> None:
+        text = msg.destination
+        problem = None
+        if msg.flags & 2:
+            problem = Refused(NO_OWNER, f'Name "{text.decode()}" does not exist')
+        else:
+            # Monitors see what starts the service before what asked for it, as with dbus-daemon.
+            problem = self.front.activate(conn, msg, text)
+        if self.monitors:
+            self.capture(msg, conn, None)
+        if problem is not None:
+            self.front.refused(conn, msg, problem)
+
+    def deliver_kept(self, conn: Connection, msg: Message, dest: Connection) -> None:
+        """Routes a message that waited for an activation to the name's new owner."""
+        if conn.state == ACTIVE and dest.state == ACTIVE:
+            self.head = None
+            self.unicast(conn, dest, msg)
+            self.head = None
+
+    def unicast(self, conn: Connection, dest: Connection, msg: Message) -> None:
+        requested = False
+        if msg.reply_serial:
+            slot = self.replies.find(dest, conn, msg.reply_serial)
+            if slot is not None:
+                requested = True
+                self.replies.end(slot)
+        if not self.may_send(conn, dest, dest, msg, requested):
+            return
+        if not self.may_receive(conn, dest, dest, msg, requested):
+            return
+        queue = dest.queue
+        if queue.size > self.max_outgoing_bytes or queue.n_fds > self.max_outgoing_unix_fds:
+            self.complain(conn, dest, msg, LIMITS, FULL, 0, requested)
+            return
+        if msg.fds is not None and not dest.accepts_fds:
+            # The missing space is dbus-daemon's.
+            self.refuse(
+                conn,
+                msg,
+                NOT_SUPPORTED,
+                "Tried to send message with Unix file descriptors"
+                "to a client that doesn't support that.",
+            )
+            return
+        if msg.type == 1 and not msg.flags & 1 and not self.expect_reply(conn, dest, msg):
+            return
+        self.enqueue(dest, msg, conn, conn.user)
+        if self.match_index.n_eavesdrop:
+            self.broadcast(msg, conn, dest)
+
+    def expect_reply(self, conn: Connection, dest: Connection, msg: Message) -> bool:
+        if conn.n_calls >= self.max_replies:
+            self.front.log(
+                "warning",
+                f'The maximum number of pending replies for "{conn.label}" has been reached '
+                f"(max_replies_per_connection={self.max_replies})",
+            )
+            self.refuse(
+                conn,
+                msg,
+                LIMITS,
+                "The maximum number of pending replies per connection has been reached",
+            )
+            return False
+        deadline = 0.0
+        if self.reply_timeout > 0:
+            deadline = self.clock() + self.reply_timeout
+            if self.replies.first is None:
+                self.front.deadline(deadline)
+        if not self.replies.expect(conn, dest, msg.serial, deadline):
+            self.refuse(
+                conn,
+                msg,
+                ACCESS_DENIED,
+                "Message has the same reply serial as a currently-outstanding existing method call",
+            )
+            return False
+        return True
+
+    def broadcast(self, msg: Message, sender: Connection | None, dest: Connection | None) -> None:
+        """Queues `msg` for everyone whose match rules want it; `dest` has it already."""
+        user = sender.user if sender is not None else self.accounts.bus
+        for conn in self.match_index.collect(msg, sender, dest):
+            plain = msg.reply_serial == 0 and msg.dest_len < 0
+            if sender is not None and not (
+                sender.send_open or (plain and (sender.send_types >> msg.type) & 1)
+            ):
+                policy = sender.policy
+                if not policy.may_send(self, msg, conn, False):
+                    self.front.capture_denied(sender, conn, msg, SEND_DENIED, policy)
+                    continue
+            if not (conn.receive_open or (plain and (conn.receive_types >> msg.type) & 1)):
+                policy = conn.policy
+                if not policy.may_receive(self, msg, sender, dest, conn, False):
+                    self.front.capture_denied(sender, conn, msg, RECEIVE_DENIED, policy)
+                    continue
+            queue = conn.queue
+            if queue.size > self.max_outgoing_bytes or queue.n_fds > self.max_outgoing_unix_fds:
+                conn.dropped += 1
+                self.n_dropped += 1
+                self.front.dropped(sender, conn, msg)
+                continue
+            if msg.fds is not None and not conn.accepts_fds:
+                self.front.unfit(sender, conn, msg)
+                continue
+            self.enqueue(conn, msg, sender, user)
+
+    def emit(
+        self, dest: Connection | None, wire: bytes, fds: Any = None, captured: bool = False
+    ) -> None:
+        """Sends a message of the driver's own, whole as it goes out; dest None: a broadcast.
+
+        `captured`: monitors have seen it already."""
+        msg = Message()
+        if not msg.load(wire):
+            raise ValueError("the driver made an invalid message")
+        msg.fds = fds
+        if self.monitors and not captured:
+            self.capture(msg, None, dest)
+        if dest is None:
+            self.broadcast(msg, None, None)
+            return
+        if dest.state == CLOSED or dest.state == MONITOR:
+            return
+        if dest.id and not dest.receive_open:
+            policy = dest.policy
+            if not policy.may_receive(self, msg, None, dest, dest, msg.reply_serial != 0):
+                self.front.denied_own(dest, msg, policy)
+                return
+        # A full queue swallows even the driver's word, as in dbus-daemon, but says so.
+        queue = dest.queue
+        if queue.size > self.max_outgoing_bytes or queue.n_fds > self.max_outgoing_unix_fds:
+            dest.dropped += 1
+            self.n_dropped += 1
+            self.front.dropped(None, dest, msg)
+            return
+        self.enqueue(dest, msg, None, self.accounts.bus)
+
+    def enqueue(
+        self, dest: Connection, msg: Message, sender: Connection | None, user: User
+    ) -> None:
+        """Puts `msg` on the receiver's queue, with the sender's name in it, charged to `user`."""
+        queue = dest.queue
+        field = None
+        if sender is not None:
+            if sender.id == 0:
+                field = self.field_inactive_be if msg.big else self.field_inactive_le
+            else:
+                field = sender.field_be if msg.big else sender.field_le
+        if msg.unclean and sender is not None:
+            if self.head is None:
+                self.head = clean(msg)
+            head = self.head
+            queue.push(msg, of_bytes(head), len(head), field, user.index)
+        else:
+            queue.push(msg, msg.p, msg.fields_end, field, user.index)
+        if queue.size > dest.peak_size:
+            dest.peak_size = queue.size
+        if queue.n_fds > dest.peak_fds:
+            dest.peak_fds = queue.n_fds
+        if not queue.dirty:
+            if not self.flushing and not self.dirty:
+                # Not in answer to a message: a timer or a child process made this one.
+                self.front.wake()
+            queue.dirty = True
+            self.dirty.append(dest)
+
+    # Monitors
+
+    def show(self, wire: bytes) -> None:
+        """Gives monitors a message of the driver's own that goes out later, if at all."""
+        if self.monitors:
+            msg = Message()
+            if not msg.load(wire):
+                raise ValueError("the driver made an invalid message")
+            self.capture(msg, None, None)
+
+    def capture(self, msg: Message, sender: Connection | None, dest: Connection | None) -> None:
+        """Gives monitors their copy, at their own expense."""
+        for conn in self.monitor_index.collect(msg, sender, dest):
+            if conn.queue.size > self.max_outgoing_bytes:
+                conn.dropped += 1
+                self.n_dropped += 1
+                continue
+            self.enqueue(conn, msg, sender, conn.user)
+
+    # Policy
+
+    def may_send(
+        self,
+        conn: Connection,
+        addressed: Connection | None,
+        proposed: Connection | None,
+        msg: Message,
+        requested: bool,
+    ) -> bool:
+        if msg.type > 4:
+            self.refuse(
+                conn, msg, ACCESS_DENIED, "Message bus will not accept messages of unknown type\n"
+            )
+            return False
+        if conn.send_open:
+            return True
+        if (conn.send_types >> msg.type) & 1 and (requested or msg.reply_serial == 0):
+            return True
+        policy = conn.policy
+        if policy.may_send(self, msg, proposed, requested):
+            if policy.log:
+                self.front.would_reject(conn, proposed, msg, policy, requested)
+            return True
+        self.complain(conn, proposed, msg, ACCESS_DENIED, SEND_DENIED, policy.matched, requested)
+        return False
+
+    def may_receive(
+        self,
+        conn: Connection,
+        addressed: Connection,
+        proposed: Connection,
+        msg: Message,
+        requested: bool,
+    ) -> bool:
+        if proposed.receive_open:
+            return True
+        if (proposed.receive_types >> msg.type) & 1 and (requested or msg.reply_serial == 0):
+            return True
+        policy = proposed.policy
+        if policy.may_receive(self, msg, conn, addressed, proposed, requested):
+            return True
+        self.complain(conn, proposed, msg, ACCESS_DENIED, RECEIVE_DENIED, policy.matched, requested)
+        return False
+
+    def complain(
+        self,
+        conn: Connection,
+        proposed: Connection | None,
+        msg: Message,
+        code: str,
+        complaint: str,
+        matched: int,
+        requested: bool,
+    ) -> None:
+        self.n_denied += 1
+        text = self.front.complaint(conn, proposed, msg, complaint, matched, requested)
+        self.front.log("security", text)
+        self.refuse(conn, msg, code, text)
+
+    def refuse(self, conn: Connection, msg: Message, code: str, text: str) -> None:
+        self.front.refused(conn, msg, Refused(code, text))
