@@ -13,9 +13,10 @@ from dbus_fast import Message as FastMessage
 from dbus_fast import MessageType, Variant
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rawclient import build
+
 from jitney.broker.message import Message
 from jitney.compat import wire
-from rawclient import build
 
 try:
     from dbus_fast.unmarshaller import Unmarshaller
