@@ -8,6 +8,8 @@ and a message's interface or member that nobody registered is known at once to m
 
 from __future__ import annotations
 
+from typing import Any
+
 try:
     import cython
 except ImportError:
@@ -29,8 +31,8 @@ class Atom:
         self.key = key
         self.refs = 0
         self.watched = 0
-        self.next = None
-        self.name = None
+        self.next: Atom | None = None
+        self.name: Any | None = None
 
     def __repr__(self) -> str:
         return f"<Atom {self.number} {self.text!r} refs={self.refs}>"

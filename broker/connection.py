@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from .accounting import Accounts, User
+from .mem import Map64
 from .queue import Queue
 
 NEW, ACTIVE, MONITOR, CLOSED = 0, 1, 2, 3
@@ -41,9 +42,9 @@ class Connection:
         self.owned: dict[bytes, Any] = {}
         self.rules: list[Any] = []
         self.referers: set[Any] | None = None
-        self.calls = None
+        self.calls: Map64 | None = None
         self.n_calls = 0
-        self.owes = None
+        self.owes: Any | None = None
         self.stamp = 0
         self.dropped = 0
         self.peak_size = 0

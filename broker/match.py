@@ -100,15 +100,15 @@ class Rule:
         self.eavesdrop = eavesdrop
         self.text = text
         self.args = [Arg(i, ord(kind), value) for i, (kind, value) in sorted((args or {}).items())]
-        self.owner = None
-        self.shape = None
+        self.owner: Connection | None = None
+        self.shape: Shape | None = None
         self.key = 0
         self.sender_id = 0
         self.atoms: list[Atom] = []
-        self.sender_atom = None
-        self.interface_atom = None
-        self.member_atom = None
-        self.path_atom = None
+        self.sender_atom: Atom | None = None
+        self.interface_atom: Atom | None = None
+        self.member_atom: Atom | None = None
+        self.path_atom: Atom | None = None
 
     def identity(self) -> tuple[object, ...]:
         """Two rules are the same rule if this is equal."""
@@ -200,9 +200,9 @@ class MatchIndex:
         self.driver_key = 0
         self.stamp = 0
         self.found: list[Connection] = []
-        self.msg = None
-        self.sender = None
-        self.dest = None
+        self.msg: Message | None = None
+        self.sender: Connection | None = None
+        self.dest: Connection | None = None
         self.interface_n = 0
         self.member_n = 0
         self.path_n = 0

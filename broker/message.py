@@ -12,10 +12,14 @@ length -1 for "absent". The same object is used again for the next message.
 
 from __future__ import annotations
 
+from typing import Any
+
 try:
     import cython
 except ImportError:
     from ._cython import cython
+
+from .fds import FdSet
 
 if not cython.compiled:
     from .mem import all_zero, bools_ok, free_ints, int_array, load32, of_bytes, same, take, utf8_ok
@@ -197,9 +201,9 @@ class Message:
         self.arg_kind = int_array(64)
         self.arg_off = int_array(64)
         self.arg_len = int_array(64)
-        self.fds = None
-        self.owner = None
-        self.payload = None
+        self.fds: FdSet | None = None
+        self.owner: Any | None = None
+        self.payload: Any | None = None
 
     def __dealloc__(self):
         free_ints(self.arg_kind)

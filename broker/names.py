@@ -39,7 +39,7 @@ class Name:
     def __init__(self, text: bytes, atom: Atom) -> None:
         self.text = text
         self.atom = atom
-        self.owner = None
+        self.owner: Connection | None = None
         self.queue: list[Owner] = []
         self.activator: Any = None
 

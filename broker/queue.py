@@ -10,6 +10,8 @@ by reference (Payload) and never copied while the receiver keeps up.
 
 from __future__ import annotations
 
+from typing import Any
+
 try:
     import cython
 except ImportError:
@@ -42,10 +44,11 @@ class Payload:
     `pin()` copies them once, for all holders, if somebody still needs them by then."""
 
     def __init__(self, size: int) -> None:
+        self.p: Any
         self.size = size
         self.loaned = True
         self.holders = 0
-        self.owner = None
+        self.owner: Any | None = None
 
     def pin(self) -> None:
         data = take(self.p, 0, self.size)
@@ -58,9 +61,9 @@ class Segment:
     """A run of bytes in the queue: the rest of a buffer, or of a payload."""
 
     def __init__(self) -> None:
-        self.buffer = None
-        self.payload = None
-        self.fds = None
+        self.buffer: Buffer | None = None
+        self.payload: Payload | None = None
+        self.fds: FdSet | None = None
         self.off = 0
         self.end = 0
 
@@ -88,7 +91,7 @@ class Queue:
     def __init__(self, accounts: Accounts) -> None:
         self.accounts = accounts
         self.tail = Buffer()
-        self.tail_fds = None
+        self.tail_fds: FdSet | None = None
         self.segments: list[Segment] = []
         self.charges = Ring()
         self.size = 0

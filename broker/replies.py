@@ -17,24 +17,24 @@ class Slot:
     """One awaited reply. `deadline` in seconds of the bus's clock, 0 for none."""
 
     def __init__(self) -> None:
-        self.caller = None
-        self.callee = None
+        self.caller: Connection | None = None
+        self.callee: Connection | None = None
         self.serial = 0
         self.deadline = 0.0
-        self.prev = None
-        self.next = None
-        self.earlier = None
-        self.later = None
+        self.prev: Slot | None = None
+        self.next: Slot | None = None
+        self.earlier: Slot | None = None
+        self.later: Slot | None = None
 
 
 class Replies:
     """All awaited replies of a bus."""
 
     def __init__(self) -> None:
-        self.spare = None
+        self.spare: Slot | None = None
         self.n_spare = 0
-        self.first = None
-        self.last = None
+        self.first: Slot | None = None
+        self.last: Slot | None = None
         self.count = 0
 
     def __len__(self) -> int:
@@ -127,7 +127,7 @@ class Replies:
 
     def owed_by(self, conn: Connection) -> list[tuple[Connection, int]]:
         """Ends every slot that `conn` was to answer; (caller, serial) of each, latest first."""
-        out = []
+        out: list[tuple[Connection, int]] = []
         while conn.owes is not None:
             slot = conn.owes
             out.append((slot.caller, slot.serial))
@@ -136,7 +136,7 @@ class Replies:
 
     def expired(self, now: float) -> list[tuple[Connection, int]]:
         """Ends every slot whose deadline has passed; (caller, serial) of each."""
-        out = []
+        out: list[tuple[Connection, int]] = []
         while self.first is not None and self.first.deadline <= now:
             slot = self.first
             out.append((slot.caller, slot.serial))

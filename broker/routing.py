@@ -68,8 +68,8 @@ class Router:
         self.flushing = False
         self.field_inactive_le = sender_field(NOT_ACTIVE, False)
         self.field_inactive_be = sender_field(NOT_ACTIVE, True)
-        self.head = None
-        self.greeting = None
+        self.head: bytes | None = None
+        self.greeting: Message | None = None
         self.n_messages = 0
         self.n_denied = 0
         self.n_dropped = 0

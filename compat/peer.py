@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from jitney.broker.connection import Connection
+from jitney.broker.mem import Buffer
+
 AUTHENTICATING, OPEN, CLOSED = 0, 1, 2
 
 
@@ -23,8 +26,8 @@ class Peer:
         self.auth: Any = None
         self.nonce = b""
         self.creds: Any = None
-        self.conn = None
-        self.partial = None
+        self.conn: Connection | None = None
+        self.partial: Buffer | None = None
         self.fds_in: list[int] = []
         self.with_fds = False
         self.blocked = False
