@@ -53,9 +53,8 @@ run: $(VENV)/.installed-$(KIND) $(if $(filter dbus-fast,$(CLIENT)),$(VENV)/.fill
 test: test-compiled test-pure
 
 test-compiled: $(VENV)/.filled
-	@$(if $(CC_MISSING),echo 'make test: no compiler for the compiled half: apt install $(CC_MISSING) (or: make test-pure)'; exit 1)
-	@$(MAKE) -s $(VENV)/.installed-compiled
-	JITNEY_EXPECT=compiled $(BIN)/pytest $(ARGS)
+	@$(if $(CC_MISSING),echo 'jitney: NOT TESTED as compiled code, only as plain Python; for both: apt install $(CC_MISSING)', \
+		$(MAKE) -s $(VENV)/.installed-compiled && JITNEY_EXPECT=compiled $(BIN)/pytest $(ARGS))
 
 test-pure: $(VENV)/.filled build/pure/.made
 	JITNEY_EXPECT=pure PYTHONPATH=$(CURDIR)/build/pure $(BIN)/pytest $(ARGS)
