@@ -53,7 +53,7 @@ run: $(VENV)/.installed-$(KIND) $(if $(filter dbus-fast,$(CLIENT)),$(VENV)/.fill
 test: test-compiled test-pure
 
 test-compiled: $(VENV)/.filled
-	@$(if $(CC_MISSING),echo 'jitney: NOT TESTED as compiled code, only as plain Python; for both: apt install $(CC_MISSING)', \
+	@$(if $(CC_MISSING),echo 'jitney: testing plain Python only and NOT the compiled build; for both: apt install $(CC_MISSING)', \
 		$(MAKE) -s $(VENV)/.installed-compiled && JITNEY_EXPECT=compiled $(BIN)/pytest $(ARGS))
 
 test-pure: $(VENV)/.filled build/pure/.made
