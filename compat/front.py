@@ -268,7 +268,7 @@ def loginfo(conn: Connection) -> str:
 def command_of(pid: int) -> str:
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as file:
-            raw = file.read(COMMAND_LENGTH)
+            raw = file.read(COMMAND_LENGTH).removesuffix(b"\0")
     except OSError:
         return ""
     return "".join([" " if c == 0 else chr(c) if 32 <= c < 128 else "?" for c in raw])
