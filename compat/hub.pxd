@@ -29,6 +29,8 @@ cdef class Hub:
     cdef readonly dict incomplete
     cdef readonly dict fd_waits
     cdef list loans
+    cdef list foreign
+    cdef public bint stirred
     cdef readonly list listeners
     cdef readonly object resting
     cdef object timer
@@ -36,8 +38,11 @@ cdef class Hub:
     cdef Py_ssize_t max_message
     cdef Py_ssize_t max_message_fds
 
-    @cython.locals(peer=Peer)
     cpdef turn(self)
+    @cython.locals(foreign=list, deadline=double, left=double)
+    cpdef list wait(self, int timeout)
+    @cython.locals(peer=Peer)
+    cdef serve(self, int n)
     cdef read_auth(self, Peer peer)
     cdef open(self, Peer peer)
     cdef read(self, Peer peer)

@@ -31,6 +31,7 @@ from jitney.broker.queue import Payload, Queue
 
 from .auth import Auth
 from .creds import Credentials
+from .loop import BusLoop
 from .peer import CLOSED, OPEN, Peer
 from .sysio import WRITABLE, Intake, Outlet, Poller, attach, detach
 
@@ -72,6 +73,8 @@ class Hub:
         self.loans: list[Payload] = []
         self.listeners: list[Any] = []
         self.resting: set[Any] = set()
+        self.foreign: list[tuple[int, int]] = []
+        self.stirred = False
         self.timer: Any = None
         self.timer_at = 0.0
         self.max_message = MAX_MESSAGE
@@ -90,7 +93,10 @@ class Hub:
         """Begins to serve; for the listeners see `listen.Listener`."""
         self.loop = loop
         self.listeners = list(listeners)
-        loop.add_reader(self.poller.fileno(), self.turn)
+        if isinstance(loop, BusLoop):
+            self.poller = Poller(loop.adopt(self))
+        else:
+            loop.add_reader(self.poller.fileno(), self.turn)
         for listener in self.listeners:
             loop.add_reader(listener.sock.fileno(), self.accept, listener)
 
@@ -104,7 +110,10 @@ class Hub:
                 self.drop(peer)
         if self.timer is not None:
             self.timer.cancel()
-        self.loop.remove_reader(self.poller.fileno())
+        if isinstance(self.loop, BusLoop):
+            self.loop.release()
+        else:
+            self.loop.remove_reader(self.poller.fileno())
         self.poller.close()
 
     def accept(self, listener: Any) -> None:
@@ -204,14 +213,45 @@ class Hub:
     # Reading
 
     def turn(self) -> None:
-        """Some sockets are ready."""
+        """Some sockets are ready: one round, for a loop that watches the poller."""
+        n = self.poller.wait(0)
+        if n > 0:
+            self.serve(n)
+
+    def wait(self, timeout: int) -> list[tuple[int, int]]:
+        """Rounds without end, for a loop whose poller this is.
+
+        Returns what became ready that is none of ours, as (descriptor, events); or nothing, when
+        `timeout` milliseconds (-1: none) are over, a signal came, or the loop has work."""
+        foreign = self.foreign
+        foreign.clear()
+        self.stirred = False
+        deadline = 0.0
+        if timeout > 0:
+            deadline = self.bus.clock() + timeout / 1000
+        while True:
+            n = self.poller.wait(timeout)
+            if n <= 0:
+                return foreign
+            self.serve(n)
+            if foreign or self.stirred or timeout == 0:
+                return foreign
+            if timeout > 0:
+                left = (deadline - self.bus.clock()) * 1000
+                if left <= 0:
+                    return foreign
+                timeout = int(left) + 1
+
+    def serve(self, n: int) -> None:
+        """Reads from the `n` sockets that are ready, routes, sends."""
         poller = self.poller
+        n_slots = len(self.peers)
         self.bus.flushing = True
-        n = poller.wait()
         for i in range(n):
             fd = poller.fd_at(i)
-            peer = self.peers[fd]
+            peer = self.peers[fd] if fd < n_slots else None
             if peer is None:
+                self.foreign.append((fd, poller.events_at(i)))
                 continue
             events = poller.events_at(i)
             if events & WRITABLE:

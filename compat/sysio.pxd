@@ -22,10 +22,12 @@ cdef class Poller:
     cdef int epfd
     cdef void* events
     cdef int capacity
+    cdef bint shared
+    cpdef void close(self) noexcept
     cpdef int fileno(self)
     cdef int add(self, int fd) except -2
     cdef int modify(self, int fd, bint readable, bint writable) except -2
     cdef int remove(self, int fd) except -2
-    cdef int wait(self) except -2
+    cdef int wait(self, int timeout) except -2
     cdef int fd_at(self, int i)
     cdef int events_at(self, int i)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import array
 import errno
+import os
 import select
 import socket
 from collections.abc import Iterable
@@ -113,10 +114,12 @@ def send_one(fd: int, p: bytes | bytearray, off: int, n: int) -> int:
 
 
 class Poller:
-    """A private, level-triggered epoll set, itself watched by the event loop."""
+    """A level-triggered epoll set: a private one, itself watched by the event loop, or, with
+    `shared` its descriptor, the event loop's own."""
 
-    def __init__(self) -> None:
-        self.epoll = select.epoll()
+    def __init__(self, shared: int = -1) -> None:
+        self.shared = shared >= 0
+        self.epoll = select.epoll.fromfd(os.dup(shared)) if self.shared else select.epoll()
         self.ready: list[tuple[int, int]] = []
 
     def close(self) -> None:
@@ -147,12 +150,14 @@ class Poller:
             return -1
         return 0
 
-    def wait(self) -> int:
-        """How many descriptors are ready now, without waiting."""
+    def wait(self, timeout: int) -> int:
+        """How many descriptors are ready within `timeout` milliseconds (-1: however long it takes);
+        -1 if a signal came first."""
         try:
-            self.ready = self.epoll.poll(0, 256)
+            self.ready = self.epoll.poll(-1 if timeout < 0 else timeout / 1000, 256)
         except OSError:
             self.ready = []
+            return -1
         return len(self.ready)
 
     def fd_at(self, i: int) -> int:

@@ -206,26 +206,27 @@ cdef Py_ssize_t send_one(int fd, const uint8_t* p, Py_ssize_t off, Py_ssize_t n)
 
 
 cdef class Poller:
-    """A private, level-triggered epoll set, itself watched by the event loop."""
+    """A level-triggered epoll set: a private one, itself watched by the event loop, or, with
+    `shared` its descriptor, the event loop's own."""
 
-    def __cinit__(self):
+    def __cinit__(self, int shared=-1):
         self.capacity = 256
+        self.shared = shared >= 0
         self.events = malloc(self.capacity * sizeof(epoll_event))
         if self.events is NULL:
             raise MemoryError
-        self.epfd = epoll_create1(EPOLL_CLOEXEC)
+        self.epfd = shared if self.shared else epoll_create1(EPOLL_CLOEXEC)
         if self.epfd < 0:
             raise OSError(errno, "epoll_create1")
 
     def __dealloc__(self):
-        if self.epfd >= 0:
-            close(self.epfd)
+        self.close()
         free(self.events)
 
-    def close(self):
-        if self.epfd >= 0:
+    cpdef void close(self) noexcept:
+        if self.epfd >= 0 and not self.shared:
             close(self.epfd)
-            self.epfd = -1
+        self.epfd = -1
 
     cpdef int fileno(self):
         return self.epfd
@@ -247,10 +248,16 @@ cdef class Poller:
         cdef epoll_event ev
         return epoll_ctl(self.epfd, EPOLL_CTL_DEL, fd, &ev)
 
-    cdef int wait(self) except -2:
-        """How many descriptors are ready now, without waiting."""
-        cdef int n = epoll_wait(self.epfd, <epoll_event*>self.events, self.capacity, 0)
-        return n if n > 0 else 0
+    cdef int wait(self, int timeout) except -2:
+        """How many descriptors are ready within `timeout` milliseconds (-1: however long it takes);
+        -1 if a signal came first."""
+        cdef int n
+        if timeout == 0:
+            n = epoll_wait(self.epfd, <epoll_event*>self.events, self.capacity, 0)
+        else:
+            with nogil:
+                n = epoll_wait(self.epfd, <epoll_event*>self.events, self.capacity, timeout)
+        return n if n >= 0 else -1
 
     cdef int fd_at(self, int i):
         return (<epoll_event*>self.events)[i].data.fd

@@ -1,0 +1,76 @@
+"""Loop: asyncio's event loop over the poller that the hub drains.
+
+Invariant: to asyncio this is its own selector loop, with nothing changed but where it waits. The
+hub's sockets are in the same epoll set; while only they are ready, `Hub.wait()` serves them
+without coming back here, so that a message costs no second poll and no Python callback. It comes
+back as soon as anything else is ready, due, or has been asked of the loop (`stirred`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import selectors
+from collections.abc import Callable
+from typing import Any
+
+_READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+# What epoll says in other words: an error or hang-up is worth a read as well as a write.
+_EPOLLIN, _EPOLLOUT = 1, 4
+
+
+class _Selector(selectors.EpollSelector):
+    """An EpollSelector that leaves the waiting to the hub, once there is one."""
+
+    hub: Any = None
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        if self.hub is None:
+            return super().select(timeout)
+        if timeout is None:
+            milliseconds = -1
+        elif timeout <= 0:
+            milliseconds = 0
+        else:
+            # Rounded up: never before its time, never a busy wait.
+            milliseconds = min(math.ceil(timeout * 1000), 0x7FFFFFFF)
+        keys = self.get_map()
+        ready = []
+        for fd, events in self.hub.wait(milliseconds):
+            key = keys.get(fd)
+            if key is not None:
+                mask = (_WRITE if events & ~_EPOLLIN else 0) | (_READ if events & ~_EPOLLOUT else 0)
+                ready.append((key, mask & key.events))
+        return ready
+
+
+class BusLoop(asyncio.SelectorEventLoop):
+    """The event loop of a daemon with one bus."""
+
+    def __init__(self) -> None:
+        self._poll = _Selector()
+        super().__init__(self._poll)
+
+    def adopt(self, hub: Any) -> int:
+        """From now on `hub` does the waiting; the epoll set's descriptor."""
+        self._poll.hub = hub
+        return self._poll.fileno()
+
+    def release(self) -> None:
+        """The hub is going; the loop waits for itself again."""
+        self._poll.hub = None
+
+    def _stir(self) -> None:
+        hub = self._poll.hub
+        if hub is not None:
+            hub.stirred = True
+
+    def call_soon(self, callback: Callable[..., Any], *args: Any, **more: Any) -> asyncio.Handle:
+        self._stir()
+        return super().call_soon(callback, *args, **more)
+
+    def call_at(
+        self, when: float, callback: Callable[..., Any], *args: Any, **more: Any
+    ) -> asyncio.TimerHandle:
+        self._stir()
+        return super().call_at(when, callback, *args, **more)
