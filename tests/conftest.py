@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.machinery import EXTENSION_SUFFIXES
 
 import buses
@@ -41,13 +41,15 @@ def daemon() -> Iterator[buses.Daemon]:
 
     JITNEY_DAEMON in the environment puts another daemon in its place."""
     with buses.running(buses.jitney_command()) as bus:
-        at_start = _descriptors(bus.pid)
+        # What a first connection opens for good (name service, logs) is no leak.
         with RawClient(bus.address) as client:
             client.hello()
-        # What a first connection opens for good (name service, logs) is no leak; its socket is.
-        _left_over(
-            bus.pid, {fd for fd in at_start if at_start[fd].startswith("socket:")}, "socket:"
-        )
+            with RawClient(bus.address) as second:
+                second.hello()
+                second.reply_to(second.driver(b"GetId"))
+                both = _descriptors(bus.pid)
+        one_less = len(both) - 2
+        _until(lambda: len(_descriptors(bus.pid)) <= one_less)
         before = set(_descriptors(bus.pid))
         yield bus
         left = _left_over(bus.pid, before)
@@ -64,12 +66,15 @@ def _descriptors(pid: int) -> dict[int, str]:
     return found
 
 
-def _left_over(pid: int, before: set[int], kind: str = "") -> dict[int, str]:
-    """The descriptors of that kind beyond `before` that are still open after two seconds."""
+def _until(true: Callable[[], bool]) -> None:
+    """Waits until something is so, at most two seconds."""
     deadline = time.monotonic() + 2
-    while True:
-        now = _descriptors(pid)
-        left = {fd: now[fd] for fd in now.keys() - before if now[fd].startswith(kind)}
-        if not left or time.monotonic() > deadline:
-            return left
+    while not true() and time.monotonic() < deadline:
         time.sleep(0.02)
+
+
+def _left_over(pid: int, before: set[int]) -> dict[int, str]:
+    """The descriptors beyond `before` that are still open after two seconds."""
+    _until(lambda: not _descriptors(pid).keys() - before)
+    now = _descriptors(pid)
+    return {fd: now[fd] for fd in now.keys() - before}
