@@ -33,6 +33,7 @@ cdef class Hub:
     cdef public bint stirred
     cdef readonly list listeners
     cdef readonly object resting
+    cdef bint out_of_room
     cdef object timer
     cdef double timer_at
     cdef Py_ssize_t max_message

@@ -73,6 +73,7 @@ class Hub:
         self.loans: list[Payload] = []
         self.listeners: list[Any] = []
         self.resting: set[Any] = set()
+        self.out_of_room = False
         self.foreign: list[tuple[int, int]] = []
         self.stirred = False
         self.timer: Any = None
@@ -128,9 +129,12 @@ class Hub:
             except OSError as error:
                 if error.errno in (_EAGAIN, _EINTR, errno.ECONNABORTED):
                     return
-                self.front.log("warning", f"Failed to accept a connection: {error.strerror}")
+                if not self.out_of_room:
+                    self.out_of_room = True
+                    self.front.log("warning", f"Failed to accept connections: {error.strerror}")
                 self.rest(listener, BREATHER)
                 return
+            self.out_of_room = False
             try:
                 self.admit(sock, listener)
             except Exception:

@@ -48,8 +48,8 @@ def daemon() -> Iterator[buses.Daemon]:
                 second.hello()
                 second.reply_to(second.driver(b"GetId"))
                 both = _descriptors(bus.pid)
-        one_less = len(both) - 2
-        _until(lambda: len(_descriptors(bus.pid)) <= one_less)
+        without = len(both) - 2
+        _until(lambda: len(_descriptors(bus.pid)) <= without)
         before = set(_descriptors(bus.pid))
         yield bus
         left = _left_over(bus.pid, before)

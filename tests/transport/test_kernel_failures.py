@@ -1,0 +1,270 @@
+"""Whatever a system call says, the bus goes on and its accounts are right.
+
+The compiled transport calls the C library itself, so that the failures can be made up only for
+the plain twin; the hub above is the same source in both builds."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rawclient import RawClient
+
+from jitney.broker import mem
+from jitney.compat.assembly import BusService
+from jitney.compat.auth import Offer
+from jitney.compat.config import load
+from jitney.compat.listen import Listener
+from jitney.compat.log import Log
+
+pytestmark = pytest.mark.skipif(mem.COMPILED, reason="compiled system calls cannot be replaced")
+
+CONFIG = """<busconfig><type>session</type><listen>unix:tmpdir=/tmp</listen>
+<policy context="default"><allow send_destination="*" eavesdrop="true"/>
+<allow eavesdrop="true"/><allow own="*"/><allow user="*"/></policy></busconfig>"""
+
+
+class FaultySocket:
+    """A socket whose calls fail with the errno values that a test puts in `faults`, once each."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.faults: dict[str, list[int]] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        real = getattr(self.sock, name)
+
+        def call(*args: Any) -> Any:
+            waiting = self.faults.get(name)
+            if waiting:
+                code = waiting.pop(0)
+                raise OSError(code, os.strerror(code))
+            return real(*args)
+
+        return call
+
+
+class World:
+    """A whole bus on a loop of the test's, and clients on socket pairs."""
+
+    def __init__(self, directory: Path) -> None:
+        file = directory / "bus.conf"
+        file.write_text(CONFIG)
+        self.loop = asyncio.new_event_loop()
+        self.offer = Offer("0" * 32, ["EXTERNAL"])
+        daemon = SimpleNamespace(
+            config=load(str(file)),
+            options=SimpleNamespace(systemd_activation=False),
+            log=Log(stderr=False),
+            fd_limit=None,
+            address="",
+            listeners=[],
+            reload=lambda: None,
+        )
+        self.service = BusService(daemon, self.loop)  # type: ignore[arg-type]
+        self.hub, self.bus = self.service.hub, self.service.bus
+        self.clients: list[RawClient] = []
+
+    def connect(self, faults: dict[str, list[int]] | None = None) -> tuple[RawClient, FaultySocket]:
+        """A client that has said Hello, and the bus's end of it."""
+        ours, theirs = socket.socketpair()
+        faulty = FaultySocket(ours)
+        faulty.faults = faults or {}
+        listener = SimpleNamespace(kind="unix", nonce=b"", offer=self.offer)
+        self.hub.admit(faulty, listener)  # type: ignore[arg-type]
+        client = RawClient.__new__(RawClient)
+        client.timeout, client.serial, client.closed = 5.0, 0, False
+        client.sock, client._unread, client._fds = theirs, b"", []
+        identity = str(os.getuid()).encode().hex().encode()
+        client.send(b"\0AUTH EXTERNAL " + identity + b"\r\nNEGOTIATE_UNIX_FD\r\nBEGIN\r\n")
+        serial = client.driver(b"Hello")
+        self.turn()
+        client._expect(b"OK ")
+        client._expect(b"AGREE_UNIX_FD")
+        client.unique_name = client.reply_to(serial).body[0]
+        self.clients.append(client)
+        return client, faulty
+
+    def turn(self) -> None:
+        """Lets the loop do what is ready, and what that made ready."""
+        for _ in range(10):
+            self.loop.call_soon(self.loop.stop)
+            self.loop.run_forever()
+
+    def turn_until(self, true: Any) -> None:
+        """Runs the loop until something is so (timers, too: five seconds at most)."""
+        end = self.loop.time() + 5
+        while not true():
+            assert self.loop.time() < end
+            self.loop.run_until_complete(asyncio.sleep(0.01))
+
+    def alive(self, client: RawClient) -> None:
+        serial = client.driver(b"GetId")
+        self.turn()
+        assert client.reply_to(serial).signature == "s"
+
+    def balanced(self) -> None:
+        """What users are charged is what is queued."""
+        size = fds = 0
+        for conn in self.bus.connections.values():
+            size += sum(entry[0] for entry in conn.queue.charges_list())
+            fds += conn.queue.n_fds
+        users = self.bus.accounts.users
+        assert sum(user.bytes for user in users) == size
+        assert sum(user.fds for user in users) == fds
+        assert sum(user.connections for user in users) == len(self.bus.connections)
+
+    def close(self) -> None:
+        for client in self.clients:
+            client.close()
+        self.turn()
+        self.balanced()
+        assert self.hub.n_peers == 0
+        self.service.close()
+        self.loop.close()
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    made = World(tmp_path)
+    yield made
+    made.close()
+
+
+PASSING = [errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM]
+FINAL = [errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ESRCH, errno.EMFILE, errno.EIO]
+
+
+def call(client: RawClient, dest: RawClient, fds: list[int] | None = None) -> int:
+    fds = fds or []
+    return client.message(
+        destination=dest.unique_name.encode(), path=b"/", member=b"M",
+        signature="h" * len(fds), values=list(range(len(fds))), fds=fds, flags=1,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("with_fd", [False, True], ids=["bytes", "fd"])
+@pytest.mark.parametrize("code", PASSING, ids=errno.errorcode.get)
+def test_sends_that_may_succeed_later(world: World, code: int, with_fd: bool) -> None:
+    a, _ = world.connect()
+    b, ours = world.connect()
+    r, w = os.pipe()
+    ours.faults = {"send": [code] * 2, "sendmsg": [code] * 2}
+    call(a, b, [r] if with_fd else None)
+    call(a, b)
+    world.turn()
+    world.balanced()
+    world.alive(a)
+    world.turn_until(lambda: not sum(user.bytes for user in world.bus.accounts.users))
+    arrived = []
+    while len(arrived) < 2:
+        message = b.receive()
+        assert message is not None
+        if message.member == "M":
+            arrived.append(message.n_fds)
+            message.close_fds()
+    assert arrived == [int(with_fd), 0]
+    os.close(r)
+    os.close(w)
+
+
+@pytest.mark.parametrize("code", FINAL, ids=errno.errorcode.get)
+@pytest.mark.parametrize("which", ["send", "sendmsg", "recvmsg_into"])
+def test_what_ends_a_peer_ends_only_that(world: World, which: str, code: int) -> None:
+    a, _ = world.connect()
+    b, ours = world.connect()
+    r, w = os.pipe()
+    ours.faults = {which: [code]}
+    call(a, b, [r] if which == "sendmsg" else None)
+    if which == "recvmsg_into":
+        b.driver(b"GetId")
+    world.turn()
+    world.balanced()
+    os.close(r)
+    os.close(w)
+    while b.receive() is not None:
+        pass
+    assert b.closed
+    world.alive(a)
+    assert world.bus.lookup(b.unique_name.encode()) is None
+
+
+def test_too_many_references(world: World) -> None:
+    """The message goes, not its receiver (CVE-2014-3532)."""
+    a, _ = world.connect()
+    b, ours = world.connect()
+    r, w = os.pipe()
+    ours.faults = {"sendmsg": [errno.ETOOMANYREFS]}
+    call(a, b, [r, w])
+    call(a, b)
+    world.turn()
+    world.balanced()
+    os.close(r)
+    os.close(w)
+    while True:
+        message = b.receive()
+        assert message is not None
+        if message.member == "M":
+            assert message.n_fds == 0
+            break
+    world.alive(b)
+
+
+@pytest.mark.parametrize(
+    "code", [errno.ENOPROTOOPT, errno.EMFILE, errno.ESRCH, errno.ENOTCONN, errno.EINVAL]
+)
+def test_credentials_that_cannot_be_had(world: World, code: int) -> None:
+    a, _ = world.connect()
+    b, ours = world.connect()
+    ours.faults = {"getsockopt": [code] * 20}
+    name = b.unique_name
+    for member in (b"GetConnectionCredentials", b"GetConnectionUnixUser"):
+        serial = a.driver(member, "s", name)
+        world.turn()
+        assert a.reply_to(serial).signature in ("a{sv}", "u")
+    world.alive(b)
+
+
+def test_a_peer_whose_credentials_fail_at_once_is_refused(world: World) -> None:
+    a, _ = world.connect()
+    with pytest.raises(ConnectionError):
+        world.connect({"getsockopt": [errno.ENOPROTOOPT]})
+    world.alive(a)
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
+def test_accept_fails(world: World, tmp_path: Path, code: int) -> None:
+    a, _ = world.connect()
+    path = str(tmp_path / "socket")
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(path)
+    server.listen()
+    server.setblocking(False)
+    faulty = FaultySocket(server)
+    faulty.faults = {"accept": [code, code]}
+    listener = Listener(faulty, "", "0" * 32, "unix", b"")  # type: ignore[arg-type]
+    listener.offer = world.offer
+    world.hub.listeners.append(listener)
+    world.loop.add_reader(server.fileno(), world.hub.accept, listener)
+    late = socket.socket(socket.AF_UNIX)
+    late.connect(path)
+    late.sendall(b"\0AUTH EXTERNAL " + str(os.getuid()).encode().hex().encode() + b"\r\n")
+    world.turn()
+    world.alive(a)
+    before = world.hub.n_peers
+    world.turn_until(lambda: world.hub.n_peers > before)
+    world.turn()
+    late.settimeout(5)
+    assert late.recv(100).startswith(b"OK ")
+    late.close()
+    world.turn()
+    world.loop.remove_reader(server.fileno())
+    world.hub.listeners.remove(listener)
+    server.close()
