@@ -156,10 +156,6 @@ class Daemon:
         """Import the rest before the address is out: whoever waits for it connects at once."""
         import asyncio  # noqa: F401
 
-        try:
-            import uvloop  # noqa: F401
-        except ImportError:
-            pass
         if self._build is not None:
             return self._build
         from .assembly import build

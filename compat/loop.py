@@ -12,7 +12,10 @@ import asyncio
 import math
 import selectors
 from collections.abc import Callable
-from typing import Any
+from contextvars import Context
+from typing import Any, TypeVarTuple
+
+_Ts = TypeVarTuple("_Ts")
 
 _READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 # What epoll says in other words: an error or hang-up is worth a read as well as a write.
@@ -65,12 +68,18 @@ class BusLoop(asyncio.SelectorEventLoop):
         if hub is not None:
             hub.stirred = True
 
-    def call_soon(self, callback: Callable[..., Any], *args: Any, **more: Any) -> asyncio.Handle:
+    def call_soon(
+        self, callback: Callable[[*_Ts], object], *args: *_Ts, context: Context | None = None
+    ) -> asyncio.Handle:
         self._stir()
-        return super().call_soon(callback, *args, **more)
+        return super().call_soon(callback, *args, context=context)
 
     def call_at(
-        self, when: float, callback: Callable[..., Any], *args: Any, **more: Any
+        self,
+        when: float,
+        callback: Callable[[*_Ts], object],
+        *args: *_Ts,
+        context: Context | None = None,
     ) -> asyncio.TimerHandle:
         self._stir()
-        return super().call_at(when, callback, *args, **more)
+        return super().call_at(when, callback, *args, context=context)

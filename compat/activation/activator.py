@@ -143,7 +143,7 @@ class Activator:
         pending = self.book.names.get(name)
         if pending is None:
             return
-        entries = self.book.take(pending)
+        entries = self._end(pending)
         if pending.child is not None:
             pending.child.on_exit = None
         self.context.log("info", f"Successfully activated service '{pending.shown}'")
@@ -225,7 +225,7 @@ class Activator:
     def close(self) -> None:
         """Forgets everything without telling anybody; processes go on."""
         for pending in list(self.book.names.values()):
-            self.book.take(pending)
+            self._end(pending)
         self.spawner.close()
 
     def _scan(self, directories: Iterable[ServiceDir]) -> Services:
@@ -290,7 +290,7 @@ class Activator:
             else:
                 self._spawn(conn, pending, service)
         except DBusError:
-            self.book.take(pending)
+            self._end(pending)
             raise
 
     def _keep_for_systemd(self, wire: bytes) -> None:
@@ -313,7 +313,13 @@ class Activator:
         pending.deadline = self.loop.time() + seconds
         pending.timer = self.loop.call_at(pending.deadline, self._timed_out, pending)
         self.book.add(pending, entry)
+        self.bus.names.set_activator(name, pending)
         return pending
+
+    def _end(self, pending: Pending) -> list[Waiting]:
+        """Ends an activation, however it went; the messages that waited for it, oldest first."""
+        self.bus.names.set_activator(pending.name, None)
+        return self.book.take(pending)
 
     # Starting
 
@@ -397,6 +403,6 @@ class Activator:
         """Ends an activation; everyone who waits for it gets the error."""
         if pending.child is not None:
             pending.child.on_exit = None
-        for entry in self.book.take(pending):
+        for entry in self._end(pending):
             if entry.conn is not None and entry.conn.state == ACTIVE:
                 self.context.refused(entry.conn, entry.msg, error)

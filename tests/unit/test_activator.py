@@ -47,6 +47,18 @@ class Bus:
     sent: list[tuple[str, Conn, int]] = field(default_factory=list)
     emitted: list[tuple[Conn, Message]] = field(default_factory=list)
     monitored: list[Message] = field(default_factory=list)
+    activators: dict[bytes, object] = field(default_factory=dict)
+
+    @property
+    def names(self) -> Bus:
+        return self
+
+    def set_activator(self, name: bytes, activator: object) -> None:
+        """The registry's part: whom a name's messages go to while nobody owns it."""
+        if activator is None:
+            del self.activators[name]
+        else:
+            self.activators[name] = activator
 
     def lookup(self, name: bytes) -> Conn | None:
         return self.owners.get(name)
