@@ -34,13 +34,14 @@ CMD_dbus-fast := $(BIN)/python docs/examples/list_names.py
 # As it was typed: a $ in it is the shell's.
 COMMAND = $(if $(filter undefined,$(origin CMD)),$(CMD_$(CLIENT)),$(value CMD))
 
-.PHONY: help run test test-compiled test-pure lint format type names dev-build clean
+.PHONY: help bench run test test-compiled test-pure lint format type names dev-build clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make run                   a session bus of jitney, and a program on it ($(COMMAND))'
 	@echo 'make run CMD="gdbus ..."   the same with any other program'
 	@echo 'make test                  the tests, compiled and as plain Python; ARGS="-k name" for some'
+	@echo 'make bench                 calls through jitney-daemon, and through dbus-daemon where installed'
 	@echo 'make lint format type      ruff and mypy'
 	@echo 'make dev-build DEST=/tmp/cy   the tree as it is, compiled; then PYTHONPATH=/tmp/cy'
 	@echo 'make clean                 take away all that make made'
@@ -58,6 +59,9 @@ test-compiled: $(VENV)/.filled
 
 test-pure: $(VENV)/.filled build/pure/.made
 	JITNEY_EXPECT=pure PYTHONPATH=$(CURDIR)/build/pure $(BIN)/pytest $(ARGS)
+
+bench: $(VENV)/.installed-$(KIND)
+	$(BIN)/python bench/calls.py $(ARGS)
 
 lint: $(TOOLS)/.filled
 	$(TOOLS)/bin/ruff check .

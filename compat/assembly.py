@@ -77,7 +77,7 @@ class BusContext:
             "OutgoingFDs": conn.queue.n_fds,
             "PeakOutgoingBytes": conn.peak_size,
             "PeakOutgoingFDs": conn.peak_fds,
-            "DroppedMessages": conn.dropped,
+            "org.jitney.DroppedMessages": conn.dropped,
         }
 
 

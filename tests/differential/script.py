@@ -44,12 +44,16 @@ _PEAKS = ("PeakMatchRules", "PeakBusNames")
 
 
 def stats(message: Received) -> None:
-    """Of Debug.Stats keep keys, types, and the numbers that do not depend on what was before."""
+    """Of Debug.Stats keep keys, types, and the numbers that do not depend on what was before.
+
+    Keys under a name of ours (org.jitney) are additions that dbus-daemon does not have."""
 
     def keep(item: dict[str, tuple[str, Any]]) -> list[tuple[str, str, Any]]:
         compared = _COUNTED + (_PEAKS if "UniqueName" in item else ())
         return [
-            (key, kind, value if key in compared else "...") for key, (kind, value) in item.items()
+            (key, kind, value if key in compared else "...")
+            for key, (kind, value) in item.items()
+            if not key.startswith("org.jitney.")
         ]
 
     message.body = [keep(item) for item in message.body]

@@ -125,7 +125,7 @@ def test_broadcasts_past_a_stopped_reader() -> None:
             )
         ).body[0]  # fmt: skip
         queued = stats["OutgoingBytes"][1]
-        dropped = stats["DroppedMessages"][1]
+        dropped = stats["org.jitney.DroppedMessages"][1]
         assert queued <= LIMIT + CHUNK + 1000
         assert 0 < dropped < count
         got = floods(stopped, count - dropped - 1)
