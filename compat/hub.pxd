@@ -57,6 +57,8 @@ cdef class Hub:
     @cython.locals(conn=Connection, peer=Peer)
     cpdef flush(self)
     cpdef send(self, Peer peer)
+    cdef broken(self, Peer peer)
+    cdef send_queue(self, Peer peer)
     @cython.locals(segment=Segment)
     cdef Py_ssize_t gather(self, Queue queue) except -1
     cdef unsent(self, Peer peer, int code)

@@ -268,9 +268,7 @@ class Hub:
                 else:
                     self.read_auth(peer)
             except Exception:
-                # A bug of ours met this peer's bytes: it costs that peer, not the bus.
-                self.front.log("warning", "Closing a connection: " + traceback.format_exc())
-                self.drop(peer)
+                self.broken(peer)
         self.flush()
 
     def read_auth(self, peer: Peer) -> None:
@@ -482,6 +480,17 @@ class Hub:
 
     def send(self, peer: Peer) -> None:
         """Sends what is queued for the peer, as far as its socket takes it."""
+        try:
+            self.send_queue(peer)
+        except Exception:
+            self.broken(peer)
+
+    def broken(self, peer: Peer) -> None:
+        # A bug of ours, or no memory: it costs the peer that it happened with, not the bus.
+        self.front.log("warning", "Closing a connection: " + traceback.format_exc())
+        self.drop(peer)
+
+    def send_queue(self, peer: Peer) -> None:
         queue = peer.conn.queue
         while queue.size:
             if queue.segments or queue.tail_fds is not None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import math
 import selectors
+import traceback
 from collections.abc import Callable
 from contextvars import Context
 from typing import Any, TypeVarTuple
@@ -39,12 +40,21 @@ class _Selector(selectors.EpollSelector):
             milliseconds = min(math.ceil(timeout * 1000), 0x7FFFFFFF)
         keys = self.get_map()
         ready = []
-        for fd, events in self.hub.wait(milliseconds):
+        for fd, events in self.wait(milliseconds):
             key = keys.get(fd)
             if key is not None:
                 mask = (_WRITE if events & ~_EPOLLIN else 0) | (_READ if events & ~_EPOLLOUT else 0)
                 ready.append((key, mask & key.events))
         return ready
+
+    def wait(self, milliseconds: int) -> list[tuple[int, int]]:
+        try:
+            found: list[tuple[int, int]] = self.hub.wait(milliseconds)
+        except Exception:
+            # An exception out of a selector would end the loop, and with it the bus.
+            self.hub.front.log("warning", "In the round of a bus: " + traceback.format_exc())
+            return []
+        return found
 
 
 class BusLoop(asyncio.SelectorEventLoop):

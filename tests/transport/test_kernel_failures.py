@@ -268,3 +268,38 @@ def test_accept_fails(world: World, tmp_path: Path, code: int) -> None:
     world.loop.remove_reader(server.fileno())
     world.hub.listeners.remove(listener)
     server.close()
+
+
+def test_a_bug_costs_one_peer(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What nobody foresaw: an exception while sending, or while routing."""
+    a, _ = world.connect()
+    b, _ = world.connect()
+    c, _ = world.connect()
+    conn = world.bus.lookup(b.unique_name.encode())
+    monkeypatch.setattr(type(conn.queue), "sent", raise_once(type(conn.queue).sent, conn.queue))
+    call(a, b)
+    world.turn()
+    while b.receive() is not None:
+        pass
+    world.alive(a)
+    world.balanced()
+    monkeypatch.setattr(world.bus, "find_dest", raise_once(world.bus.find_dest))
+    call(a, c)
+    world.turn()
+    while a.receive() is not None:
+        pass
+    world.alive(c)
+    world.balanced()
+
+
+def raise_once(real: Any, only: Any = None) -> Any:
+    """`real`, but for its first call (with `only` as its first argument)."""
+    raised: list[bool] = []
+
+    def stand_in(*args: Any) -> Any:
+        if not raised and (only is None or args[0] is only):
+            raised.append(True)
+            raise MemoryError
+        return real(*args)
+
+    return stand_in
