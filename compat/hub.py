@@ -205,7 +205,7 @@ class Hub:
                     # Both are in order of time: one timeout for all.
                     following.append(when)
                     break
-                self.front.log("info", f"Connection {peer_label(peer)} {why}; closing it")
+                self.front.log("info", f"Connection {peer.label} {why}; closing it")
                 self.drop(peer)
         when = self.bus.expire()
         if when > 0:
@@ -598,7 +598,3 @@ class Hub:
         if conn is not None:
             conn.transport = None
         peer.conn = None
-
-
-def peer_label(peer: Peer) -> str:
-    return peer.conn.label if peer.conn is not None else f"(unauthenticated, fd {peer.fd})"

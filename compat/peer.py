@@ -33,5 +33,10 @@ class Peer:
         self.blocked = False
         self.wanted = 0
 
+    @property
+    def label(self) -> str:
+        """How logs call it."""
+        return self.conn.label if self.conn is not None else f"(unauthenticated, fd {self.fd})"
+
     def __repr__(self) -> str:
         return f"<Peer fd={self.fd} state={self.state} {self.conn!r}>"
