@@ -43,12 +43,27 @@ def pair_for() -> Iterator[Callable[[str], Pair]]:
         yield pair
 
 
+def references(bus: buses.Daemon, name: str) -> Iterator[list[str]]:
+    """What dbus-daemon does, played anew each time it is asked for: some messages (NoReply) it sends
+    from a timer, so that on a busy machine they come a step later than they otherwise do."""
+    for attempt in range(4):
+        try:
+            yield play(bus, name)
+        except TimeoutError:
+            if attempt == 3:
+                raise
+
+
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_same_record(name: str, pair_for: Callable[[str], Pair]) -> None:
     reference, ours = pair_for(SCENARIOS[name].extra)
-    expected = play(reference, name)
     got = play(ours, name)
-    assert len(expected) > 1
-    if got != expected:
-        lines = difflib.unified_diff(expected, got, "dbus-daemon", "jitney", lineterm="", n=2)
-        pytest.fail("\n".join(lines), pytrace=False)
+    differences = []
+    for expected in references(reference, name):
+        assert len(expected) > 1
+        if got == expected:
+            return
+        differences = list(
+            difflib.unified_diff(expected, got, "dbus-daemon", "jitney", lineterm="", n=2)
+        )
+    pytest.fail("\n".join(differences), pytrace=False)
