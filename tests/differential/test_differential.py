@@ -44,8 +44,8 @@ def pair_for() -> Iterator[Callable[[str], Pair]]:
 
 
 def references(bus: buses.Daemon, name: str) -> Iterator[list[str]]:
-    """What dbus-daemon does, played anew each time it is asked for: some messages (NoReply) it sends
-    from a timer, so that on a busy machine they come a step later than they otherwise do."""
+    """What dbus-daemon does, played anew each time it is asked for: it sends NoReply from a timer,
+    so that on a busy machine it comes a step later than it otherwise does."""
     for attempt in range(4):
         try:
             yield play(bus, name)
