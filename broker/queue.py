@@ -29,6 +29,9 @@ if not cython.compiled:
 BIG = 16384
 # A tail buffer larger than this is given back when it is empty.
 KEEP = 65536
+# A full tail with this much in it grows no more, another one follows it: to move all that waits
+# for a slow reader would cost time as its backlog grows.
+RUN = 131072
 
 
 def sender_field(name: bytes, big: bool) -> bytes:
@@ -122,6 +125,9 @@ class Queue:
             n_field = len(field)
             size = (pos + n_field + 7) & ~7
         need = size if big_body else size + msg.body_len
+        if tail.cap - tail.end < need and tail.end - tail.head >= 131072:
+            self.seal()
+            tail = self.tail
         tail.reserve(need)
         base = tail.end
         copy(tail.p, base, head, 0, head_len)

@@ -9,6 +9,7 @@ from jitney.broker.mem cimport Buffer, copy, take, view
 from jitney.broker.message cimport Message, frame_size
 from jitney.broker.queue cimport Payload, Queue, Segment
 
+from .accept cimport Acceptor
 from .peer cimport Peer
 from .sysio cimport Intake, Outlet, Poller, send_one
 
@@ -31,9 +32,7 @@ cdef class Hub:
     cdef list loans
     cdef list foreign
     cdef public bint stirred
-    cdef readonly list listeners
-    cdef readonly object resting
-    cdef bint out_of_room
+    cdef readonly Acceptor acceptor
     cdef object timer
     cdef double timer_at
     cdef Py_ssize_t max_message
@@ -48,6 +47,7 @@ cdef class Hub:
     cdef open(self, Peer peer)
     cdef read(self, Peer peer)
     cdef bint take_fds(self, Peer peer) except -1
+    cdef discard_fds(self, Peer peer)
     cdef await_message(self, Peer peer)
     cdef consume(self, Peer peer, Buffer buffer)
     @cython.locals(payload=Payload)

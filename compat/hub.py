@@ -29,6 +29,7 @@ from jitney.broker.mem import Buffer
 from jitney.broker.message import Message
 from jitney.broker.queue import Payload, Queue
 
+from .accept import BREATHER, Acceptor
 from .auth import Auth
 from .creds import Credentials
 from .loop import BusLoop
@@ -45,12 +46,7 @@ RECEIVE = 262144
 """Size in bytes of the receive buffer that all peers share."""
 
 MAX_MESSAGE = 134217728
-# Accepted in one go per wake-up of a listener, so that a storm of connects cannot hold the loop.
-ACCEPT_BATCH = 64
-# Pause of a listener, or of a sender, when the kernel is out of something; seconds.
-BREATHER = 0.1
-
-_EAGAIN, _EINTR = errno.EAGAIN, errno.EINTR
+_EAGAIN = errno.EAGAIN
 _SHORT = frozenset({errno.ENOBUFS, errno.ENOMEM})
 
 
@@ -71,9 +67,7 @@ class Hub:
         self.incomplete: dict[Peer, float] = {}
         self.fd_waits: dict[Peer, float] = {}
         self.loans: list[Payload] = []
-        self.listeners: list[Any] = []
-        self.resting: set[Any] = set()
-        self.out_of_room = False
+        self.acceptor = Acceptor(self)
         self.foreign: list[tuple[int, int]] = []
         self.stirred = False
         self.timer: Any = None
@@ -93,19 +87,15 @@ class Hub:
     def start(self, loop: Any, listeners: list[Any]) -> None:
         """Begins to serve; for the listeners see `listen.Listener`."""
         self.loop = loop
-        self.listeners = list(listeners)
         if isinstance(loop, BusLoop):
             self.poller = Poller(loop.adopt(self))
         else:
             loop.add_reader(self.poller.fileno(), self.turn)
-        for listener in self.listeners:
-            loop.add_reader(listener.sock.fileno(), self.accept, listener)
+        self.acceptor.start(loop, listeners)
 
     def stop(self) -> None:
         """Ends every connection and stops watching; sockets of listeners are their owner's."""
-        for listener in self.listeners:
-            self.loop.remove_reader(listener.sock.fileno())
-        self.listeners = []
+        self.acceptor.stop()
         for peer in self.peers:
             if peer is not None:
                 self.drop(peer)
@@ -117,35 +107,12 @@ class Hub:
             self.loop.remove_reader(self.poller.fileno())
         self.poller.close()
 
-    def accept(self, listener: Any) -> None:
-        """A listening socket is readable."""
-        for _ in range(ACCEPT_BATCH):
-            if len(self.incomplete) >= self.bus.limits.max_incomplete_connections:
-                # Somebody must finish, or time out, before anybody else gets in.
-                self.rest(listener, 0.0)
-                return
-            try:
-                sock, _address = listener.sock.accept()
-            except OSError as error:
-                if error.errno in (_EAGAIN, _EINTR, errno.ECONNABORTED):
-                    return
-                if not self.out_of_room:
-                    self.out_of_room = True
-                    self.front.log("warning", f"Failed to accept connections: {error.strerror}")
-                self.rest(listener, BREATHER)
-                return
-            self.out_of_room = False
-            try:
-                self.admit(sock, listener)
-            except Exception:
-                sock.close()
-                self.front.log("warning", "Failed to admit a connection: " + traceback.format_exc())
-
     def admit(self, sock: socket.socket, listener: Any) -> None:
         peer = Peer(sock, listener)
         peer.nonce = listener.nonce
         peer.creds = Credentials(sock)
-        peer.auth = Auth(listener.offer, peer.creds.uid, listener.kind == "unix")
+        peer.with_fds = listener.kind == "unix"
+        peer.auth = Auth(listener.offer, peer.creds.uid, peer.with_fds)
         fd = peer.fd
         attach(sock)
         while len(self.peers) <= fd:
@@ -160,25 +127,10 @@ class Hub:
         self.incomplete[peer] = when
         self.alarm(when)
 
-    def rest(self, listener: Any, seconds: float) -> None:
-        """Stops accepting for a while, or with 0 until an unfinished connection is gone."""
-        if listener in self.resting:
-            return
-        self.resting.add(listener)
-        self.loop.remove_reader(listener.sock.fileno())
-        if seconds:
-            self.loop.call_later(seconds, self.resume, listener)
-
-    def resume(self, listener: Any) -> None:
-        if listener in self.resting and listener in self.listeners:
-            self.resting.discard(listener)
-            self.loop.add_reader(listener.sock.fileno(), self.accept, listener)
-
     def completed(self, peer: Peer) -> None:
         """The peer said Hello, or is gone: it does not count as unfinished any more."""
-        if self.incomplete.pop(peer, None) is not None and self.resting:
-            for listener in list(self.resting):
-                self.resume(listener)
+        if self.incomplete.pop(peer, None) is not None and self.acceptor.resting:
+            self.acceptor.wake()
 
     # Time
 
@@ -220,6 +172,7 @@ class Hub:
         """Some sockets are ready: one round, for a loop that watches the poller."""
         n = self.poller.wait(0)
         if n > 0:
+            self.foreign.clear()
             self.serve(n)
 
     def wait(self, timeout: int) -> list[tuple[int, int]]:
@@ -269,16 +222,20 @@ class Hub:
                     self.read_auth(peer)
             except Exception:
                 self.broken(peer)
+            if self.loans:
+                self.settle()
         self.flush()
 
     def read_auth(self, peer: Peer) -> None:
         buffer = self.buffer
         buffer.head = buffer.end = 0
         buffer.reserve(RECEIVE)
-        got = self.intake.recv(peer.fd, buffer.p, 0, RECEIVE, False, buffer.p, 0)
+        got = self.intake.recv(peer.fd, buffer.p, 0, RECEIVE, peer.with_fds, buffer.p, 0)
         if got <= 0:
             if got != -_EAGAIN:
                 self.drop(peer)
+            return
+        if not self.take_fds(peer):
             return
         data = take(buffer.p, 0, got)
         if peer.nonce:
@@ -296,6 +253,9 @@ class Hub:
             self.drop(peer)
         elif auth.done:
             self.open(peer)
+        else:
+            # Only what comes behind BEGIN can belong to a message.
+            self.discard_fds(peer)
 
     def say(self, peer: Peer, reply: bytes) -> bool:
         # An empty socket takes a few hundred bytes; one that does not is not worth waiting for.
@@ -319,15 +279,20 @@ class Hub:
         peer.conn = conn
         peer.with_fds = auth.unix_fds
         peer.state = OPEN
+        if not peer.with_fds:
+            self.discard_fds(peer)
         leftover = auth.leftover
         if leftover:
             buffer = self.buffer
             buffer.head = buffer.end = 0
             buffer.add(leftover)
             self.consume(peer, buffer)
+        if peer.fds_in:
+            self.await_message(peer)
 
     def read(self, peer: Peer) -> None:
         """Takes what the socket has and routes every whole message."""
+        self.settle()
         buffer = self.buffer
         buffer.head = buffer.end = 0
         buffer.reserve(RECEIVE)
@@ -365,13 +330,12 @@ class Hub:
             return
         if peer.with_fds and not self.take_fds(peer):
             return
-        if partial is not None:
-            if partial.end - partial.head < peer.wanted:
-                return
+        if partial is None:
+            self.consume(peer, buffer)
+        elif partial.end - partial.head >= peer.wanted:
             peer.partial = None
-            if not self.route(peer, partial, peer.wanted):
-                return
-        self.consume(peer, buffer)
+            if self.route(peer, partial, peer.wanted):
+                self.consume(peer, buffer)
         if peer.fds_in:
             self.await_message(peer)
 
@@ -381,15 +345,25 @@ class Hub:
         if intake.fds:
             peer.fds_in.extend(intake.fds)
             intake.fds.clear()
-        if intake.truncated or len(peer.fds_in) > self.max_message_fds:
-            # More than may come at once, or the kernel had to drop some: whose they were is lost.
+        if intake.truncated:
+            # The kernel had to drop some: whose they were is lost.
             intake.truncated = False
             self.drop(peer)
             return False
         return True
 
+    def discard_fds(self, peer: Peer) -> None:
+        """Closes the descriptors that no message has claimed."""
+        if peer.fds_in:
+            # The set closes them when it goes, that is at once.
+            FdSet(peer.fds_in)
+            peer.fds_in = []
+
     def await_message(self, peer: Peer) -> None:
-        if peer not in self.fd_waits and peer.state == OPEN:
+        """Some descriptors are left when all that has come was routed."""
+        if len(peer.fds_in) > self.max_message_fds:
+            self.drop(peer)
+        elif peer not in self.fd_waits:
             when = self.bus.clock() + self.bus.limits.pending_fd_timeout / 1000
             self.fd_waits[peer] = when
             self.alarm(when)
@@ -416,8 +390,6 @@ class Hub:
             partial.reserve(peer.wanted if peer.wanted > RECEIVE else have)
             partial.append(buffer.p, buffer.head, have)
             peer.partial = partial
-        if self.loans:
-            self.settle()
 
     def route(self, peer: Peer, buffer: Buffer, size: int) -> bool:
         """One whole message at the buffer's head; False if the peer is gone afterwards."""
@@ -426,28 +398,32 @@ class Hub:
             self.drop(peer)
             return False
         if msg.n_fds:
-            if msg.n_fds > len(peer.fds_in):
+            if msg.n_fds > len(peer.fds_in) or msg.n_fds > self.max_message_fds:
                 self.drop(peer)
                 return False
             msg.fds = FdSet(peer.fds_in[: msg.n_fds])
             del peer.fds_in[: msg.n_fds]
         if self.fd_waits:
             self.fd_waits.pop(peer, None)
-        self.bus.dispatch(peer.conn, msg)
-        msg.fds = None
-        payload = msg.payload
-        if payload is not None:
-            msg.payload = None
-            if payload.loaned and payload.holders:
-                if buffer is self.buffer:
-                    self.loans.append(payload)
-                else:
-                    payload.owner = buffer
-                    payload.loaned = False
+        try:
+            self.bus.dispatch(peer.conn, msg)
+        finally:
+            msg.fds = None
+            payload = msg.payload
+            if payload is not None:
+                msg.payload = None
+                if payload.loaned and payload.holders:
+                    if buffer is self.buffer:
+                        self.loans.append(payload)
+                    else:
+                        payload.owner = buffer
+                        payload.loaned = False
         return peer.state == OPEN
 
     def settle(self) -> None:
         """The shared buffer will be used again: send what refers to it, copy what is left."""
+        if not self.loans:
+            return
         self.flush()
         self.bus.flushing = True
         for payload in self.loans:
@@ -488,6 +464,9 @@ class Hub:
     def broken(self, peer: Peer) -> None:
         # A bug of ours, or no memory: it costs the peer that it happened with, not the bus.
         self.front.log("warning", "Closing a connection: " + traceback.format_exc())
+        # What a read did not get to hand over must not be taken for the next peer's.
+        peer.fds_in.extend(self.intake.fds)
+        self.intake.fds.clear()
         self.drop(peer)
 
     def send_queue(self, peer: Peer) -> None:
@@ -543,8 +522,10 @@ class Hub:
             self.block(peer)
         elif code in _SHORT:
             # The kernel is short of memory, not the peer of room: no event will tell, so try again.
-            self.front.log("warning", "Failed to send: out of memory in the kernel")
+            if not peer.blocked:
+                self.front.log("warning", "Failed to send: out of memory in the kernel")
             peer.blocked = True
+            self.poller.modify(peer.fd, True, False)
             self.loop.call_later(BREATHER, self.retry, peer)
         elif code == errno.ETOOMANYREFS:
             # Descriptors nested too deep for the kernel: this message cannot be sent at all.
@@ -558,8 +539,7 @@ class Hub:
 
     def retry(self, peer: Peer) -> None:
         if peer.state == OPEN:
-            peer.blocked = False
-            self.send(peer)
+            self.poller.modify(peer.fd, True, True)
 
     def block(self, peer: Peer) -> None:
         """The socket is full: wait for it to be writable."""
@@ -582,14 +562,14 @@ class Hub:
         peer.auth = None
         peer.partial = None
         self.fd_waits.pop(peer, None)
-        if peer.fds_in:
-            # Nobody claimed them; the set closes them.
-            FdSet(peer.fds_in)
-            peer.fds_in = []
+        self.discard_fds(peer)
         conn = peer.conn
         if conn is not None:
-            self.front.gone(conn)
-            self.bus.disconnect(conn)
+            try:
+                self.front.gone(conn)
+                self.bus.disconnect(conn)
+            except Exception:
+                self.front.log("warning", "Closing a connection: " + traceback.format_exc())
         self.completed(peer)
         try:
             peer.sock.close()

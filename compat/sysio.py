@@ -52,7 +52,8 @@ class Intake:
         try:
             got, control, flags, _ = _sockets[fd].recvmsg_into(
                 views,
-                socket.CMSG_SPACE(MAX_FDS * 4) if with_fds or n2 else 0,
+                # Without room for them the kernel closes descriptors that nobody may send here.
+                socket.CMSG_SPACE(MAX_FDS * 4) if with_fds else 0,
                 socket.MSG_DONTWAIT | getattr(socket, "MSG_CMSG_CLOEXEC", 0),
             )
         except OSError as error:
@@ -60,7 +61,7 @@ class Intake:
         finally:
             for view in views:
                 view.release()
-        self.truncated = bool(flags & socket.MSG_CTRUNC)
+        self.truncated = with_fds and bool(flags & socket.MSG_CTRUNC)
         for level, kind, data in control:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 numbers = array.array("i")

@@ -103,16 +103,18 @@ cdef class Intake:
         memset(&msg, 0, sizeof(msg))
         msg.msg_iov = vec
         msg.msg_iovlen = 2 if n2 else 1
-        msg.msg_control = control
-        msg.msg_controllen = sizeof(control)
+        if with_fds:
+            msg.msg_control = control
+            msg.msg_controllen = sizeof(control)
+        # Without room for them the kernel closes descriptors that nobody may send here.
         while True:
             got = c_recvmsg(fd, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC)
             if got >= 0:
                 break
             if errno != EINTR:
                 return -errno
-        self.truncated = (msg.msg_flags & MSG_CTRUNC) != 0
-        c = CMSG_FIRSTHDR(&msg)
+        self.truncated = with_fds and (msg.msg_flags & MSG_CTRUNC) != 0
+        c = CMSG_FIRSTHDR(&msg) if with_fds else NULL
         while c is not NULL:
             if c.cmsg_level == SOL_SOCKET and c.cmsg_type == SCM_RIGHTS:
                 # A truncated header may claim more than there is.

@@ -175,6 +175,24 @@ def test_sends_that_may_succeed_later(world: World, code: int, with_fd: bool) ->
     os.close(w)
 
 
+def test_a_pause_is_a_pause(world: World) -> None:
+    """ENOBUFS right after the socket was full: one attempt, then none until some time has passed."""
+    a, _ = world.connect()
+    b, ours = world.connect()
+    shortage = [errno.ENOBUFS] * 100
+    ours.faults = {"send": [errno.EAGAIN, *shortage]}
+    call(a, b)
+    for _ in range(20):
+        world.turn()
+    assert len(ours.faults["send"]) >= 98
+    world.alive(a)
+    ours.faults.clear()
+    world.turn_until(lambda: not sum(user.bytes for user in world.bus.accounts.users))
+    while (message := b.receive()) is not None and message.member != "M":
+        pass
+    assert message is not None
+
+
 @pytest.mark.parametrize("code", FINAL, ids=errno.errorcode.get)
 @pytest.mark.parametrize("which", ["send", "sendmsg", "recvmsg_into"])
 def test_what_ends_a_peer_ends_only_that(world: World, which: str, code: int) -> None:
@@ -251,8 +269,8 @@ def test_accept_fails(world: World, tmp_path: Path, code: int) -> None:
     faulty.faults = {"accept": [code, code]}
     listener = Listener(faulty, "", "0" * 32, "unix", b"")  # type: ignore[arg-type]
     listener.offer = world.offer
-    world.hub.listeners.append(listener)
-    world.loop.add_reader(server.fileno(), world.hub.accept, listener)
+    world.hub.acceptor.listeners.append(listener)
+    world.loop.add_reader(server.fileno(), world.hub.acceptor.accept, listener)
     late = socket.socket(socket.AF_UNIX)
     late.connect(path)
     late.sendall(b"\0AUTH EXTERNAL " + str(os.getuid()).encode().hex().encode() + b"\r\n")
@@ -266,7 +284,7 @@ def test_accept_fails(world: World, tmp_path: Path, code: int) -> None:
     late.close()
     world.turn()
     world.loop.remove_reader(server.fileno())
-    world.hub.listeners.remove(listener)
+    world.hub.acceptor.listeners.remove(listener)
     server.close()
 
 
@@ -290,6 +308,61 @@ def test_a_bug_costs_one_peer(world: World, monkeypatch: pytest.MonkeyPatch) -> 
         pass
     world.alive(c)
     world.balanced()
+
+
+def test_a_bug_at_the_end_of_a_peer_keeps_no_socket(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, _ = world.connect()
+    b, _ = world.connect()
+    monkeypatch.setattr(world.bus, "disconnect", raise_once(world.bus.disconnect))
+    before = world.hub.n_peers
+    conn = world.bus.lookup(b.unique_name.encode())
+    b.sock.shutdown(socket.SHUT_WR)
+    world.turn()
+    assert world.hub.n_peers == before - 1
+    while b.receive() is not None:
+        pass
+    world.alive(a)
+    world.bus.disconnect(conn)
+
+
+def test_descriptors_of_an_interrupted_read_go_to_nobody(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An exception between receiving descriptors and handing them to their peer."""
+    a, _ = world.connect()
+    b, _ = world.connect()
+    r, w = os.pipe()
+    monkeypatch.setattr(world.hub, "take_fds", raise_once(world.hub.take_fds))
+    call(a, b, [w])
+    os.close(w)
+    world.turn()
+    assert os.read(r, 1) == b"", "somebody still holds the other end"
+    os.close(r)
+    while a.receive() is not None:
+        pass
+    r, w = os.pipe()
+    call(b, b, [r])
+    os.close(r)
+    os.write(w, b"mine")
+    os.close(w)
+    world.turn()
+    while (message := b.receive()) is not None and message.member != "M":
+        pass
+    assert message is not None
+    assert [os.read(fd, 9) for fd in message.fds] == [b"mine"]
+    message.close_fds()
+
+
+def test_no_room_in_the_poller(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, _ = world.connect()
+    monkeypatch.setattr(world.hub.poller, "add", lambda fd: -1)
+    with pytest.raises(ConnectionError):
+        world.connect()
+    monkeypatch.undo()
+    world.connect()
+    world.alive(a)
 
 
 def raise_once(real: Any, only: Any = None) -> Any:

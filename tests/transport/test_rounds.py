@@ -5,9 +5,13 @@ The daemon is stopped while clients write, so that it finds all of that at once.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import signal
 import socket
+import struct
+import termios
+import time
 from array import array
 from collections.abc import Iterator
 
@@ -57,6 +61,14 @@ def arrival(client: RawClient, member: str) -> Received:
         message.close_fds()
 
 
+def taken(client: RawClient) -> None:
+    """Waits until the bus has read all that the client sent."""
+    deadline = time.monotonic() + 10
+    while struct.unpack("i", fcntl.ioctl(client.sock, termios.TIOCOUTQ, bytes(4)))[0]:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
 def pipe_with(text: bytes) -> int:
     r, w = os.pipe()
     os.write(w, text)
@@ -82,7 +94,7 @@ def test_descriptors_nobody_may_send_go_to_nobody(daemon: buses.Daemon) -> None:
     with clients(daemon, False, True, True) as (mute, sender, receiver):
         data = to(receiver, b"Large", bytes(LARGE))
         mute.send(data[:-1])
-        receiver.reply_to(receiver.driver(b"GetId"))
+        taken(mute)
         mine, theirs = pipe_with(b"mine"), pipe_with(b"theirs")
         with standstill(daemon):
             mute.send(data[-1:], [theirs])
@@ -103,6 +115,7 @@ def test_full_sets_back_to_back(daemon: buses.Daemon, size: int) -> None:
         first, second = to(receiver, b"One", bytes(size), 16), to(receiver, b"Two", b"", 16)
         sender.send(first[:16], fds[:16])
         sender.send(first[16:-1])
+        taken(sender)
         with standstill(daemon):
             sender.send(first[-1:])
             sender.send(second, fds[16:])
