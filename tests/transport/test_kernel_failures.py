@@ -176,7 +176,7 @@ def test_sends_that_may_succeed_later(world: World, code: int, with_fd: bool) ->
 
 
 def test_a_pause_is_a_pause(world: World) -> None:
-    """ENOBUFS right after the socket was full: one attempt, then none until some time has passed."""
+    """ENOBUFS right after the socket was full: one attempt, then none until time has passed."""
     a, _ = world.connect()
     b, ours = world.connect()
     shortage = [errno.ENOBUFS] * 100
