@@ -40,6 +40,7 @@ cdef class Queue:
 
     @cython.locals(payload=Payload)
     cdef Py_ssize_t push(self, Message msg, const uint8_t* head, Py_ssize_t head_len, bytes field, int64_t user) except -1
+    cpdef preface(self, bytes data)
     cdef void seal(self)
     cpdef void sent(self, Py_ssize_t n)
     @cython.locals(segment=Segment)

@@ -60,6 +60,7 @@ cdef class Router:
     cpdef emit(self, Connection dest, bytes wire, object fds=*, bint captured=*)
     cpdef show(self, bytes wire)
     cdef enqueue(self, Connection dest, Message msg, Connection sender, User user)
+    cpdef stir(self, Connection conn)
     cdef bint may_send(self, Connection conn, Connection addressed, Connection proposed, Message msg, bint requested) except -1
     cdef bint may_receive(self, Connection conn, Connection addressed, Connection proposed, Message msg, bint requested) except -1
     cpdef refuse(self, Connection conn, Message msg, str code, str text)

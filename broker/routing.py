@@ -342,11 +342,15 @@ class Router:
         if queue.n_fds > dest.peak_fds:
             dest.peak_fds = queue.n_fds
         if not queue.dirty:
-            if not self.flushing and not self.dirty:
-                # Not in answer to a message: a timer or a child process made this one.
-                self.front.wake()
-            queue.dirty = True
-            self.dirty.append(dest)
+            self.stir(dest)
+
+    def stir(self, conn: Connection) -> None:
+        """The connection's queue has something new in it."""
+        if not self.flushing and not self.dirty:
+            # Not in answer to a message: a timer or a child process made this one.
+            self.front.wake()
+        conn.queue.dirty = True
+        self.dirty.append(conn)
 
     # Monitors
 

@@ -5,13 +5,14 @@ from libc.stdint cimport uint8_t
 from jitney.broker.bus cimport Bus
 from jitney.broker.connection cimport Connection
 from jitney.broker.fds cimport FdSet
-from jitney.broker.mem cimport Buffer, copy, take, view
+from jitney.broker.mem cimport Buffer, copy, of_bytes, take, view
 from jitney.broker.message cimport Message, frame_size
 from jitney.broker.queue cimport Payload, Queue, Segment
 
 from .accept cimport Acceptor
+from .auth cimport Auth
 from .peer cimport Peer
-from .sysio cimport Intake, Outlet, Poller, send_one
+from .sysio cimport Intake, Outlet, Poller, close_socket, send_one
 
 cdef Py_ssize_t RECEIVE
 cdef int _EAGAIN
@@ -38,13 +39,17 @@ cdef class Hub:
     cdef Py_ssize_t max_message
     cdef Py_ssize_t max_message_fds
 
+    cpdef listen(self, int fd, bint yes)
+    cpdef admit(self, int fd, object listener)
     cpdef turn(self)
     @cython.locals(foreign=list, deadline=double, left=double)
     cpdef list wait(self, int timeout)
     @cython.locals(peer=Peer)
     cdef serve(self, int n)
+    @cython.locals(auth=Auth, data=bytes)
     cdef read_auth(self, Peer peer)
-    cdef open(self, Peer peer)
+    @cython.locals(auth=Auth, conn=Connection, leftover=bytes)
+    cdef open(self, Peer peer, bytes reply)
     cdef read(self, Peer peer)
     cdef bint take_fds(self, Peer peer) except -1
     cdef discard_fds(self, Peer peer)

@@ -14,7 +14,6 @@ receive buffer; a message that does not fit gets a buffer of its announced size 
 from __future__ import annotations
 
 import errno
-import socket
 import traceback
 from typing import Any
 
@@ -34,10 +33,10 @@ from .auth import Auth
 from .creds import Credentials
 from .loop import BusLoop
 from .peer import CLOSED, OPEN, Peer
-from .sysio import WRITABLE, Intake, Outlet, Poller, attach, detach
+from .sysio import WRITABLE, Intake, Outlet, Poller, close_socket
 
 if not cython.compiled:
-    from jitney.broker.mem import copy, take, view
+    from jitney.broker.mem import copy, of_bytes, take, view
     from jitney.broker.message import frame_size
 
     from .sysio import send_one
@@ -107,25 +106,33 @@ class Hub:
             self.loop.remove_reader(self.poller.fileno())
         self.poller.close()
 
-    def admit(self, sock: socket.socket, listener: Any) -> None:
-        peer = Peer(sock, listener)
+    def listen(self, fd: int, yes: bool) -> None:
+        """Watches a listening socket, or no longer does."""
+        if yes:
+            self.poller.add(fd)
+        else:
+            self.poller.remove(fd)
+
+    def admit(self, fd: int, listener: Any) -> None:
+        """Takes over an accepted socket, which is closed if there is no room for it."""
+        peer = Peer(fd, listener)
         peer.nonce = listener.nonce
-        peer.creds = Credentials(sock)
+        peer.creds = Credentials(fd)
         peer.with_fds = listener.kind == "unix"
         peer.auth = Auth(listener.offer, peer.creds.uid, peer.with_fds)
-        fd = peer.fd
-        attach(sock)
         while len(self.peers) <= fd:
             self.peers.append(None)
         if self.poller.add(fd) < 0:
-            detach(fd)
-            sock.close()
+            close_socket(fd)
             return
         self.peers[fd] = peer
         self.n_peers += 1
-        when = self.bus.clock() + self.bus.limits.auth_timeout / 1000
-        self.incomplete[peer] = when
-        self.alarm(when)
+        # Whoever connects speaks first, and most have done so by now.
+        self.read_auth(peer)
+        if peer.state != CLOSED and (peer.conn is None or peer.conn.id == 0):
+            when = self.bus.clock() + self.bus.limits.auth_timeout / 1000
+            self.incomplete[peer] = when
+            self.alarm(when)
 
     def completed(self, peer: Peer) -> None:
         """The peer said Hello, or is gone: it does not count as unfinished any more."""
@@ -207,11 +214,17 @@ class Hub:
         for i in range(n):
             fd = poller.fd_at(i)
             peer = self.peers[fd] if fd < n_slots else None
-            if peer is None:
-                self.foreign.append((fd, poller.events_at(i)))
-                continue
             events = poller.events_at(i)
-            if events & WRITABLE:
+            if peer is None:
+                if fd not in self.acceptor.listeners:
+                    self.foreign.append((fd, events))
+                    continue
+                self.acceptor.accept(fd)
+                if self.loans:
+                    self.settle()
+                continue
+            # An event may be about a socket that had this number before.
+            if events & WRITABLE and peer.state == OPEN:
                 self.send(peer)
                 if events == WRITABLE or peer.state == CLOSED:
                     continue
@@ -247,33 +260,37 @@ class Hub:
             data = data[n:]
         auth = peer.auth
         reply = auth.feed(data)
+        if auth.done:
+            self.open(peer, reply)
+            return
         if reply and not self.say(peer, reply):
             return
         if auth.failed:
             self.drop(peer)
-        elif auth.done:
-            self.open(peer)
         else:
             # Only what comes behind BEGIN can belong to a message.
             self.discard_fds(peer)
 
     def say(self, peer: Peer, reply: bytes) -> bool:
         # An empty socket takes a few hundred bytes; one that does not is not worth waiting for.
-        try:
-            sent = peer.sock.send(reply, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
-        except OSError:
-            sent = -1
-        if sent != len(reply):
+        if send_one(peer.fd, of_bytes(reply), 0, len(reply)) != len(reply):
             self.drop(peer)
             return False
         return True
 
-    def open(self, peer: Peer) -> None:
-        """The conversation is over and the peer is who it says it is."""
+    def open(self, peer: Peer, reply: bytes) -> None:
+        """The conversation is over and the peer is who it says it is. `reply` is still to be said:
+        it goes out with what follows, if anything does."""
         auth = peer.auth
         conn = self.front.admit(peer, auth)
         if conn is None:
-            self.drop(peer)
+            if not reply or self.say(peer, reply):
+                self.drop(peer)
+            return
+        if reply and auth.leftover:
+            conn.queue.preface(reply)
+            self.bus.stir(conn)
+        elif reply and not self.say(peer, reply):
             return
         peer.auth = None
         peer.conn = conn
@@ -555,10 +572,8 @@ class Hub:
             return
         peer.state = CLOSED
         fd = peer.fd
-        self.poller.remove(fd)
         self.peers[fd] = None
         self.n_peers -= 1
-        detach(fd)
         peer.auth = None
         peer.partial = None
         self.fd_waits.pop(peer, None)
@@ -571,10 +586,9 @@ class Hub:
             except Exception:
                 self.front.log("warning", "Closing a connection: " + traceback.format_exc())
         self.completed(peer)
-        try:
-            peer.sock.close()
-        except OSError:
-            pass
+        # That takes it out of the poller as well: nobody else holds this socket.
+        close_socket(fd)
+        peer.creds.close()
         if conn is not None:
             conn.transport = None
         peer.conn = None
