@@ -12,6 +12,8 @@ from .names cimport Name, Registry
 from .queue cimport Queue
 from .replies cimport Replies, Slot
 
+cdef int _NEW, _ACTIVE, _MONITOR, _CLOSED
+
 cdef class Router:
     cdef public object front
     cdef public str guid

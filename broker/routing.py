@@ -35,6 +35,9 @@ from .replies import Replies
 if not cython.compiled:
     from .mem import of_bytes, same
 
+# Copies that are C integers when compiled.
+_NEW, _ACTIVE, _MONITOR, _CLOSED = NEW, ACTIVE, MONITOR, CLOSED
+
 DRIVER = b"org.freedesktop.DBus"
 NOT_ACTIVE = b":not.active.yet"
 
@@ -117,7 +120,7 @@ class Router:
         """Routes one valid message that `conn` sent."""
         self.n_messages += 1
         self.head = None
-        if conn.state != ACTIVE:
+        if conn.state != _ACTIVE:
             self.dispatch_inactive(conn, msg)
             return
         if msg.dest_len < 0:
@@ -150,7 +153,7 @@ class Router:
 
     def dispatch_inactive(self, conn: Connection, msg: Message) -> None:
         # A connection that is not registered may say Hello and nothing else; a monitor nothing.
-        if conn.state == NEW:
+        if conn.state == _NEW:
             if msg.dest_len >= 0 and same(msg.p, msg.dest_off, msg.dest_len, DRIVER):
                 if (
                     msg.type == 1
@@ -177,7 +180,7 @@ class Router:
             if self.monitors:
                 self.capture(msg, conn, None)
             self.front.misbehaved(conn, msg)
-        elif conn.state == MONITOR:
+        elif conn.state == _MONITOR:
             self.front.misbehaved(conn, msg)
 
     def no_owner(self, conn: Connection, msg: Message) -> None:
@@ -195,7 +198,7 @@ class Router:
 
     def deliver_kept(self, conn: Connection, msg: Message, dest: Connection) -> None:
         """Routes a message that waited for an activation to the name's new owner."""
-        if conn.state == ACTIVE and dest.state == ACTIVE:
+        if conn.state == _ACTIVE and dest.state == _ACTIVE:
             self.head = None
             self.unicast(conn, dest, msg)
             self.head = None
@@ -303,7 +306,7 @@ class Router:
         if dest is None:
             self.broadcast(msg, None, None)
             return
-        if dest.state == CLOSED or dest.state == MONITOR:
+        if dest.state == _CLOSED or dest.state == _MONITOR:
             return
         if dest.id and not dest.receive_open:
             policy = dest.policy
