@@ -167,10 +167,12 @@ def _baseline(data: Any) -> Ratios:
             for pair, table in _items(pairs, f"{scenario}, {name}"):
                 where = f"{scenario}, {name}, {pair}"
                 figures = dict(_items(table, where))
-                three = [figures.get(key) for key in ("median", "low", "high")]
-                if not all(
-                    isinstance(value, (int, float)) and math.isfinite(value) for value in three
-                ):
+                three = [
+                    value
+                    for value in map(figures.get, ("median", "low", "high"))
+                    if isinstance(value, (int, float)) and math.isfinite(value)
+                ]
+                if len(three) != 3:
                     raise BadFile(f"{where}: needs the numbers median, low and high")
                 was = Summary(*three)
                 found.setdefault(scenario, {}).setdefault(name, {})[pair] = was

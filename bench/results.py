@@ -21,8 +21,22 @@ from typing import Any, TypeVar
 from .figures import METRICS, Row, Summary, ratio, summary
 
 __all__ = [
-    "FORMAT", "METRICS", "BadFile", "Broker", "Growth", "Point", "Results", "Row", "Rounds",
-    "Scenario", "Summary", "parse", "ratio", "read", "summary", "write",
+    "FORMAT",
+    "METRICS",
+    "BadFile",
+    "Broker",
+    "Growth",
+    "Point",
+    "Results",
+    "Rounds",
+    "Row",
+    "Scenario",
+    "Summary",
+    "parse",
+    "ratio",
+    "read",
+    "summary",
+    "write",
 ]  # fmt: skip
 
 FORMAT = 1
