@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from .figures import LATENCIES, Summary, metric, ratio, summarised, times
 from .results import Growth, Results
@@ -17,7 +18,10 @@ from .table import CROSS, TICK, Bar, reaches
 
 KNOWN = {"dbus-broker": ("square", 2), "dbus-daemon": ("diamond", 3), "busd": ("triangle", 4)}
 OURS = (("circle", 0), ("ring", 1))
+TORN = 4
 OTHERS = (("wedge", 5), ("bar", 6), ("bow", 7))
+
+BY, TO, NONE = "\u00d7", "\u2013", "\u2013"
 
 Signs = dict[str, "Sign"]
 
@@ -100,19 +104,22 @@ def overview(
     drawing.rect(better[0], top - 8, better[1] - better[0], y - top + 8, "better")
     for tick in _ratio_ticks(scale):
         x = scale.at(tick)
-        drawing.line((x, top - 8), (x, y), "one" if tick == 1 else "grid")
-        drawing.text(x, y + 16, f"×{tick:g}", "tick", "middle")
+        for y_row, _, _, _, _, deep in marks:
+            # Not through the titles.
+            ends = ((x, y_row + 10), (x, y_row + 13 * deep + 13))
+            drawing.line(*ends, "one" if tick == 1 else "grid")
+        drawing.text(x, y + 16, f"{BY}{tick:g}", "tick", "middle")
     if kind.more:
         drawing.text(scale.end, 16, "more is better →", "aside", "end")
     else:
         drawing.text(scale.start, 16, "← less is better", "aside")
     for y_row, title, found, limit, lane, deep in marks:
         drawing.line((scale.start, y_row - 8), (width - side, y_row - 8), "rule")
-        drawing.text(scale.start, y_row + 6, clip(title, scale.end - scale.start, 12), "label halo")
+        drawing.text(scale.start, y_row + 6, clip(title, scale.end - scale.start, 12), "label")
         middle = y_row + 18 + 6.5 * (deep - 1)
         if limit is not None:
             x = scale.at(limit)
-            drawing.tip(f"the bar: ×{times(limit)}")
+            drawing.tip(f"the bar: {by(limit)}")
             drawing.line((x, y_row + 10), (x, y_row + 13 * deep + 13), "limit")
             drawing.end_tip()
         for broker in reversed(found):
@@ -125,7 +132,7 @@ def overview(
             drawing.mark(look[broker].shape, (scale.at(was.median), y_mark), 4.6, look[broker].kind)
             drawing.end_tip()
         if subject in found:
-            text = f"×{times(found[subject].median)}"
+            text = by(found[subject].median)
             if limit is not None:
                 text += f" {TICK if reaches(name, found[subject].median, limit) else CROSS}"
             drawing.text(width - side, middle + 4, text, "value", "end")
@@ -138,7 +145,7 @@ def bars(ident: str, title: str, name: str, found: Mapping[str, Summary], look: 
     width, left, right, step = 340.0, 112.0, 64.0, 22.0
     kind = metric(name)
     drawing = _rows(ident, title, name, found, look, width, step)
-    most = max((was.high for was in found.values()), default=0)
+    most = _longest(found.values())
     scale = Scale(0, most if most > 0 else 1, left, width - right)
     drawing.line((left, 4), (left, step * len(found) + 4), "one")
     for place, (broker, was) in enumerate(found.items()):
@@ -146,7 +153,11 @@ def bars(ident: str, title: str, name: str, found: Mapping[str, Summary], look: 
         end = scale.at(was.median)
         drawing.tip(f"{broker}: {_shown(name, was)}")
         drawing.rect(left, y - 6.5, end - left, 13, f"fill {look[broker].kind}")
-        drawing.range(scale.at(was.low), scale.at(was.high), y, "whisker over")
+        if was.median > most:
+            for x in (end - 16, end - 11):
+                drawing.line((x - 2.5, y + 9), (x + 2.5, y - 9), "torn")
+        else:
+            drawing.range(scale.at(was.low), scale.at(was.high), y, "whisker over")
         drawing.end_tip()
         drawing.text(width - 2, y + 4, kind.brief(was.median), "value", "end")
     return str(drawing)
@@ -191,7 +202,7 @@ def latency(ident: str, title: str, found: Mapping[str, Mapping[str, Summary]], 
         if row.get("p50_us", 0) > 0:
             drawing.mark(sign.shape, (scale.at(row["p50_us"]), y), 4.6, sign.kind)
         drawing.end_tip()
-        shown = " / ".join(_tick(row[name]) if name in row else "–" for name in LATENCIES)
+        shown = " / ".join(_tick(row[name]) if name in row else NONE for name in LATENCIES)
         drawing.text(width - 2, y + 4, shown, "value small", "end")
     return str(drawing)
 
@@ -285,15 +296,21 @@ def _rows(
 
 
 def _ratio_ticks(scale: Scale) -> list[float]:
-    """Doublings and halvings while they fit, so that ×2 and ×0.5 are equally far from ×1."""
+    """Doublings and halvings while they fit, so that twice and half are equally far from one."""
     for ticks in (
         (0.4, 0.5, 0.6, 0.8, 1, 1.25, 1.5, 2, 2.5),
         *([base**power for power in range(-12, 13)] for base in (2.0, 4.0, 10.0, 100.0)),
     ):
         inside = [float(tick) for tick in ticks if scale.low <= tick <= scale.high]
-        if 3 <= len(inside) <= 7:
+        places = [scale.at(tick) for tick in inside]
+        if len(inside) > 2 and all(b - a >= 32 for a, b in pairwise(places)):
             return inside
     return [1.0]
+
+
+def by(value: float) -> str:
+    """A ratio as text, with its sign."""
+    return BY + times(value)
 
 
 def _all(found: Iterable[Summary]) -> list[float]:
@@ -320,7 +337,7 @@ def _shown(name: str, was: Summary) -> str:
 
 
 def _times(was: Summary) -> str:
-    return f"×{times(was.median)} [×{times(was.low)} to ×{times(was.high)}]"
+    return f"{by(was.median)} [{by(was.low)} to {by(was.high)}]"
 
 
 def _said(rows: Iterable[tuple[str, Mapping[str, Summary]]], name: str = "") -> str:

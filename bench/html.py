@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from . import charts
-from .figures import LATENCIES, METRICS, Row, metric, middle, ordered, ratio, summarised, times
+from .charts import BY, NONE, TO
+from .figures import LATENCIES, Row, Summary, metric, middle, ordered, ratio, summarised
 from .noise import flags
 from .results import Results, Rounds, Scenario
 from .style import CSS
@@ -73,7 +75,7 @@ class _Page:
         )
 
     def head(self) -> str:
-        facts = [self.results.started, *_machine_line(self.results.machine)]
+        facts = [_when(self.results.started), *_machine_line(self.results.machine)]
         links = [("#overview", "Overview")] if self.results.scenarios else []
         links += [(f"#group{place}", name) for place, name in enumerate(self.groups)]
         links += [("#growth", "Growth")] if self.results.growths else []
@@ -129,7 +131,9 @@ class _Page:
         if not drawn:
             return ""
         subject = self.results.subject()
-        words = f"{self.reference} is ×1; whiskers reach from the lowest to the highest round."
+        words = (
+            f"{self.reference} is at {BY}1; whiskers reach from the lowest to the highest round."
+        )
         if subject and subject != self.reference:
             words += f" The number at the right is {subject}'s."
             if self.bar:
@@ -154,7 +158,7 @@ class _Page:
                     if (against := self.against(scenario.rounds, broker, name))
                 ]
                 value = middle(found)
-                shown = f"×{times(value)}" if value else "–"
+                shown = charts.by(value) if value else NONE
                 cells.append(f"<td>{shown}<small>{_scenarios(len(found))}</small></td>")
             rows.append(
                 f'<tr><th scope="row" class="name">{self.named(broker)}</th>{"".join(cells)}</tr>'
@@ -268,18 +272,18 @@ class _Page:
     def cell(self, rounds: Rounds, broker: str, name: str) -> str:
         was = summarised(rounds[broker], name)
         if was is None:
-            return "<td>–</td>"
+            return f"<td>{NONE}</td>"
         kind = metric(name)
-        span = f"<small>{kind.show(was.low)}–{kind.show(was.high)}</small>"
+        span = f"<small>{kind.show(was.low)}{TO}{kind.show(was.high)}</small>"
         against = self.against(rounds, broker, name) if broker != self.reference else None
-        compared = f"<small>×{times(against.median)}</small>" if against else ""
+        compared = f"<small>{charts.by(against.median)}</small>" if against else ""
         return f"<td>{kind.show(was.median)}{span}{compared}</td>"
 
     def settings(self) -> str:
         entries = [*_entries(self.results.machine), *_entries(self.results.settings)]
         for name, broker in self.results.brokers.items():
             entries.append(
-                (name, f"<code>{escape(broker.command)}</code>" if broker.command else "–")
+                (name, f"<code>{escape(broker.command)}</code>" if broker.command else NONE)
             )
         listed = "".join(f"<dt>{escape(name)}</dt><dd>{value}</dd>" for name, value in entries)
         return f'<section id="settings"><h2>Machine and settings</h2><dl>{listed}</dl></section>'
@@ -287,7 +291,7 @@ class _Page:
     def reading(self) -> str:
         return f'<section id="reading"><h2>How to read it</h2>{READING}</section></main>'
 
-    def against(self, rounds: Mapping[str, list[Row]], broker: str, name: str) -> Any:
+    def against(self, rounds: Mapping[str, list[Row]], broker: str, name: str) -> Summary | None:
         return ratio(rounds.get(broker, []), rounds.get(self.reference, []), name)
 
     def named(self, broker: str) -> str:
@@ -306,7 +310,8 @@ where that time goes.</p>
 <p>Latency is from sending to receiving. p50 is what half of the messages stay below, drawn as the
 broker's sign; the stroke is p99, the tall stroke p99.9. With few messages p99.9 is a handful of
 events: expect it to jump.</p>
-<p>Bars begin at zero and each chart has a scale of its own. Axes of ratios, latency and growth are
+<p>Bars begin at zero and each chart has a scale of its own; a bar with two
+cuts is longer than there is room for. Axes of ratios, latency and growth are
 logarithmic: equal distances are equal factors. Thin whiskers reach from the lowest to the highest
 round; where those of two brokers overlap, do not call one of them faster.</p>
 """
@@ -342,8 +347,19 @@ def _machine_line(machine: Mapping[str, Any]) -> list[str]:
     for name in ("kernel", "python", "virtual"):
         value = machine.get(name)
         if value and isinstance(value, str):
-            parts.append(f"{name.capitalize()} {value}" if name != "virtual" else f"in {value}")
+            parts.append(
+                f"{name.capitalize()} {value}" if name != "virtual" else f"virtual ({value})"
+            )
     return parts
+
+
+def _when(text: str) -> str:
+    """A time for people, or what else it is."""
+    try:
+        when = datetime.fromisoformat(text)
+    except ValueError:
+        return text
+    return f"{when.day} {when:%B %Y, %H:%M %Z}".strip()
 
 
 def _entries(table: Mapping[str, Any]) -> list[tuple[str, str]]:

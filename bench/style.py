@@ -82,10 +82,10 @@ text.axis { font-size: 11.5px; }
 text.aside { font-size: 10.5px; fill: var(--soft); font-style: italic; }
 text.value { font-weight: 600; }
 text.small { font-size: 11px; }
-text.halo { paint-order: stroke; stroke: var(--paper); stroke-width: 3px; stroke-linejoin: round; }
 .better { fill: var(--wash); }
 line, polyline { stroke: var(--soft); fill: none; }
 line.grid { stroke: var(--grid); }
+line.torn { stroke: var(--paper); stroke-width: 2.5; }
 line.rule { stroke: var(--line); }
 line.one { stroke: var(--soft); }
 line.limit { stroke: var(--ink); stroke-width: 1.5; stroke-dasharray: 3 2; }
@@ -99,7 +99,7 @@ line.limit { stroke: var(--ink); stroke-width: 1.5; stroke-dasharray: 3 2; }
 .fill { opacity: .85; }
 .scroll { overflow-x: auto; margin-top: .8rem; }
 table { border-collapse: collapse; font-size: .84rem; font-variant-numeric: tabular-nums; }
-caption { text-align: left; color: var(--soft); padding-bottom: .3rem; }
+caption { text-align: left; white-space: nowrap; color: var(--soft); padding-bottom: .3rem; }
 th, td { padding: .3rem .8rem .3rem 0; text-align: right; vertical-align: top;
   border-bottom: 1px solid var(--line); white-space: nowrap; }
 thead th { color: var(--soft); font-weight: 500; vertical-align: bottom; }
