@@ -163,6 +163,15 @@ def bars(ident: str, title: str, name: str, found: Mapping[str, Summary], look: 
     return str(drawing)
 
 
+def _longest(found: Iterable[Summary]) -> float:
+    """What a whole bar stands for. One that is many times as long as all others is torn off, so
+    that something can be seen of those."""
+    rows = sorted(found, key=lambda was: was.median)
+    if len(rows) > 2 and rows[-1].median > TORN * rows[-2].median > 0:
+        return max(was.high for was in rows[:-1]) * 1.4
+    return max((was.high for was in rows), default=0)
+
+
 def latency(ident: str, title: str, found: Mapping[str, Mapping[str, Summary]], look: Signs) -> str:
     """A line a broker from p50 (its sign) over p99 (a stroke) to p99.9 (a wider stroke), on a log
     axis. `found`: by broker, what it has of LATENCIES."""
@@ -247,11 +256,11 @@ def growth(ident: str, found: Growth, name: str, brokers: Sequence[str], look: S
     drawing.line((left, bottom + 6), (width - right, bottom + 6), "one")
     last = -99.0
     for x in places:
-        at = across.at(x)
-        drawing.line((at, bottom + 6), (at, bottom + 10), "one")
-        if at - last >= 30:
-            drawing.text(at, bottom + 23, _tick(x), "tick", "middle")
-            last = at
+        tick_at = across.at(x)
+        drawing.line((tick_at, bottom + 6), (tick_at, bottom + 10), "one")
+        if tick_at - last >= 30:
+            drawing.text(tick_at, bottom + 23, _tick(x), "tick", "middle")
+            last = tick_at
     drawing.text((left + width - right) / 2, height - 4, found.x_label, "axis", "middle")
     for broker in reversed(lines):
         sign = look[broker]

@@ -161,10 +161,10 @@ def _log_ticks(low: float, high: float) -> Iterable[list[float]]:
     """Sets of ticks, the densest first."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     decades = range(first, last + 1)
+    choices: list[tuple[float, ...]] = [(1, 2, 5), (1, 3), (1,)]
     if high / low < 12:
-        for steps in ((1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8), (1, 1.5, 2, 3, 4, 5, 7)):
-            yield [step * 10.0**decade for decade in decades for step in steps]
-    for steps in ((1, 2, 5), (1, 3), (1,)):
+        choices = [(1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8), (1, 1.5, 2, 3, 4, 5, 7), *choices]
+    for steps in choices:
         yield [step * 10.0**decade for decade in decades for step in steps]
     for stride in (2, 3, 4):
         yield [10.0**decade for decade in decades if decade % stride == 0]
