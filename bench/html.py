@@ -46,15 +46,10 @@ class _Page:
         self.results = results
         self.reference = reference
         self.bar = bar
-        named = {
-            broker: None
-            for table in [
-                results.brokers,
-                *(scenario.rounds for scenario in results.scenarios.values()),
-                *(point.rounds for growth in results.growths.values() for point in growth.points),
-            ]
-            for broker in table
-        }
+        points = [point for growth in results.growths.values() for point in growth.points]
+        named = dict.fromkeys(results.brokers)
+        for entry in (*results.scenarios.values(), *points):
+            named.update(dict.fromkeys(entry.rounds))
         self.brokers = list(named)
         self.signs = charts.signs(named)
         self.idents = (f"chart{number}" for number in count(1))
@@ -93,11 +88,13 @@ class _Page:
             key.append(
                 f"<li>{charts.sign_alone(self.signs[name])}<span>{escape(name)}</span>{version}</li>"
             )
+        spans = [f"<span>{escape(fact)}</span>" for fact in facts if fact]
+        anchors = [f"<a href={quote(to)}>{escape(text)}</a>" for to, text in links]
         return (
             "<header><h1>D-Bus brokers, side by side</h1>"
-            f'<p class="facts">{"".join(f"<span>{escape(fact)}</span>" for fact in facts if fact)}</p>'
+            f'<p class="facts">{"".join(spans)}</p>'
             f'<ul class="key">{"".join(key)}</ul>'
-            f'<nav aria-label="Sections">{"".join(f"<a href={quote(to)}>{escape(text)}</a>" for to, text in links)}</nav>'
+            f'<nav aria-label="Sections">{"".join(anchors)}</nav>'
             "</header><main>"
         )
 
@@ -111,8 +108,8 @@ class _Page:
         items = [f"<li>{escape(sentence)}</li>" for sentence in found]
         rest = ""
         if len(items) > FLAGS_SHOWN + 1:
-            rest = "".join(items[FLAGS_SHOWN:])
-            rest = f"<details><summary>{len(items) - FLAGS_SHOWN} more</summary><ul>{rest}</ul></details>"
+            hidden = f"<summary>{len(items) - FLAGS_SHOWN} more</summary>"
+            rest = f"<details>{hidden}<ul>{''.join(items[FLAGS_SHOWN:])}</ul></details>"
             items = items[:FLAGS_SHOWN]
         times_said = f"{len(found)} reasons" if len(found) > 1 else "One reason"
         return (
@@ -131,9 +128,7 @@ class _Page:
         if not drawn:
             return ""
         subject = self.results.subject()
-        words = (
-            f"{self.reference} is at {BY}1; whiskers reach from the lowest to the highest round."
-        )
+        words = f"{self.reference} is at {BY}1; whiskers span the lowest to the highest round."
         if subject and subject != self.reference:
             words += f" The number at the right is {subject}'s."
             if self.bar:
@@ -166,9 +161,10 @@ class _Page:
         if not rows:
             return ""
         return (
-            '<div class="scroll mean" tabindex="0"><table><caption>Geometric mean over the scenarios, each with the same'
-            ' weight</caption><thead><tr><th scope="col"></th><th scope="col">Rate</th>'
-            f'<th scope="col">CPU by message</th></tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+            '<div class="scroll mean" tabindex="0"><table><caption>Geometric mean over the scenarios,'
+            ' each with the same weight</caption><thead><tr><th scope="col" class="name">Broker</th>'
+            '<th scope="col">Rate</th><th scope="col">CPU by message</th></tr></thead>'
+            f"<tbody>{''.join(rows)}</tbody></table></div>"
         )
 
     def group(self, place: int, name: str) -> str:
@@ -202,7 +198,8 @@ class _Page:
             else "<p>Nothing was measured.</p>"
         )
         unit = f'<p class="unit">{escape(scenario.unit)}</p>' if scenario.unit else ""
-        return f"<article><h3>{escape(scenario.title)}</h3>{unit}{_notes(scenario.notes)}{body}</article>"
+        head = f"<h3>{escape(scenario.title)}</h3>{unit}{_notes(scenario.notes)}"
+        return f"<article>{head}{body}</article>"
 
     def latency(self, scenario: Scenario) -> str:
         found = {}
@@ -232,7 +229,8 @@ class _Page:
         if not parts:
             return ""
         words = "What a message or a connection costs while there is more and more of something."
-        return f'<section id="growth"><h2>Growth</h2><p class="soft">{words}</p>{"".join(parts)}</section>'
+        head = f'<h2>Growth</h2><p class="soft">{words}</p>'
+        return f'<section id="growth">{head}{"".join(parts)}</section>'
 
     def figures(self) -> str:
         tables = []
@@ -242,9 +240,10 @@ class _Page:
             for point in growth.points:
                 tables.append((f"{growth.title}: {growth.x_label} {point.x:g}", point.rounds))
         names = ordered(name for _, rounds in tables for name in _names(rounds))
+        kinds = [metric(name) for name in names]
         head = "".join(
-            f'<th scope="col">{escape(metric(name).label)}<small>{escape(metric(name).unit)}</small></th>'
-            for name in names
+            f'<th scope="col">{escape(kind.label)}<small>{escape(kind.unit)}</small></th>'
+            for kind in kinds
         )
         rows = []
         for title, rounds in tables:
@@ -264,9 +263,9 @@ class _Page:
         return (
             '<section id="figures"><h2>All figures</h2><p class="soft">The median over the rounds;'
             f" below it the lowest and the highest, and the ratio to {escape(self.reference)}.</p>"
-            '<div class="scroll" tabindex="0" role="region" aria-label="All figures"><table><thead><tr>'
-            f'<th scope="col">Scenario</th><th scope="col" class="name">Broker</th>{head}</tr></thead>'
-            f"<tbody>{''.join(rows)}</tbody></table></div></section>"
+            '<div class="scroll" tabindex="0" role="region" aria-label="All figures"><table>'
+            '<thead><tr><th scope="col">Scenario</th><th scope="col" class="name">Broker</th>'
+            f"{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div></section>"
         )
 
     def cell(self, rounds: Rounds, broker: str, name: str) -> str:
@@ -363,13 +362,14 @@ def _when(text: str) -> str:
 
 
 def _entries(table: Mapping[str, Any]) -> list[tuple[str, str]]:
-    found = []
-    for name, value in table.items():
-        if isinstance(value, bool):
-            value = "yes" if value else "no"
-        elif isinstance(value, (list, tuple)):
-            value = ", ".join(map(str, value))
-        elif isinstance(value, dict):
-            value = ", ".join(f"{key} {entry}" for key, entry in value.items())
-        found.append((name.replace("_", " "), escape(str(value))))
-    return found
+    return [(name.replace("_", " "), escape(_words(value))) for name, value in table.items()]
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_words, value))
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_words(entry)}" for name, entry in value.items())
+    return str(value)

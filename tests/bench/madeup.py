@@ -58,8 +58,8 @@ def run(*, jitney: float = 1.0, rounds: int = 5, noise: float = 0.02, seed: int 
         made: Rounds = {name: [] for name in SPEEDS}
         for _ in range(rounds):
             mood = dice.gauss(1, noise * 2)  # what the machine did to all of them in this round
-            for name in SPEEDS:
-                speed = SPEEDS[name] * mood * dice.gauss(1, noise)
+            for name, usual in SPEEDS.items():
+                speed = usual * mood * dice.gauss(1, noise)
                 speed *= jitney if name == "jitney" else 1.0
                 made[name].append(row(dice, speed, rate, extra))
         results.scenarios[ident] = Scenario(ident, title, group, unit, made)
