@@ -7,7 +7,7 @@ text that came with the results is escaped. What makes the figures doubtful stan
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from itertools import count
 from pathlib import Path
@@ -46,10 +46,9 @@ class _Page:
         self.results = results
         self.reference = reference
         self.bar = bar
-        points = [point for growth in results.growths.values() for point in growth.points]
         named = dict.fromkeys(results.brokers)
-        for entry in (*results.scenarios.values(), *points):
-            named.update(dict.fromkeys(entry.rounds))
+        for _, rounds in _everything(results):
+            named.update(dict.fromkeys(rounds))
         self.brokers = list(named)
         self.signs = charts.signs(named)
         self.idents = (f"chart{number}" for number in count(1))
@@ -161,9 +160,9 @@ class _Page:
         if not rows:
             return ""
         return (
-            '<div class="scroll mean" tabindex="0"><table><caption>Geometric mean over the scenarios,'
-            ' each with the same weight</caption><thead><tr><th scope="col" class="name">Broker</th>'
-            '<th scope="col">Rate</th><th scope="col">CPU by message</th></tr></thead>'
+            '<div class="scroll mean" tabindex="0"><table><caption>Geometric mean over the'
+            " scenarios, each with the same weight</caption><thead><tr>"
+            '<th scope="col" class="name">Broker</th><th scope="col">Rate</th><th scope="col">CPU by message</th></tr></thead>'
             f"<tbody>{''.join(rows)}</tbody></table></div>"
         )
 
@@ -233,12 +232,7 @@ class _Page:
         return f'<section id="growth">{head}{"".join(parts)}</section>'
 
     def figures(self) -> str:
-        tables = []
-        for scenario in self.results.scenarios.values():
-            tables.append((scenario.title, scenario.rounds))
-        for growth in self.results.growths.values():
-            for point in growth.points:
-                tables.append((f"{growth.title}: {growth.x_label} {point.x:g}", point.rounds))
+        tables = list(_everything(self.results))
         names = ordered(name for _, rounds in tables for name in _names(rounds))
         kinds = [metric(name) for name in names]
         head = "".join(
@@ -314,6 +308,15 @@ cuts is longer than there is room for. Axes of ratios, latency and growth are
 logarithmic: equal distances are equal factors. Thin whiskers reach from the lowest to the highest
 round; where those of two brokers overlap, do not call one of them faster.</p>
 """
+
+
+def _everything(results: Results) -> Iterator[tuple[str, Rounds]]:
+    """All rounds, with what to call them."""
+    for scenario in results.scenarios.values():
+        yield scenario.title, scenario.rounds
+    for growth in results.growths.values():
+        for point in growth.points:
+            yield f"{growth.title}: {growth.x_label} {point.x:g}", point.rounds
 
 
 def _figure(title: str, aside: str, chart: str) -> str:
