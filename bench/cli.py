@@ -119,9 +119,7 @@ def _run(options: argparse.Namespace) -> int:
         print(verdict.text(measured))
     if options.baseline:
         print()
-        verdicts = compare.compare(
-            compare.read_ratios(options.baseline), compare.ratios(measured)
-        )
+        verdicts = compare.compare(compare.read_ratios(options.baseline), compare.ratios(measured))
         print(compare.render(verdicts))
         return int(any(entry.verdict == "worse" for entry in verdicts))
     return 0

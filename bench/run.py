@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import TypeVar
 
 from . import libraries, machine, results
@@ -63,7 +63,7 @@ class Runner:
         self.disturbed: list[float] = []
         self.measured = 0
         self.results = results.Results(
-            started=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            started=datetime.now(UTC).isoformat(timespec="seconds"),
             machine=machine.facts(),
             settings={
                 "rounds": plan.rounds,
