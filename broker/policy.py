@@ -111,7 +111,7 @@ def candidates(
 
 
 def places(general: list[int], named: dict[bytes, list[int]], conn: Connection) -> list[int]:
-    """Of the rules that `by_peer()` sorted, those that can apply to a connection, in their order."""
+    """Of the rules that `by_peer()` sorted, those that can be about this connection, in order."""
     found = set(general)
     for some in candidates(named, conn, None):
         found.update(some)

@@ -26,7 +26,9 @@ MAYBE = {
     "log": st.booleans(),
 }
 SENDS = st.builds(
-    lambda sparse, more: MessageRule(send=True, **{k: more[k] for k in sparse if k in more}, allow=more["allow"]),
+    lambda sparse, more: MessageRule(
+        send=True, allow=more["allow"], **{k: more[k] for k in sparse}
+    ),
     st.sets(st.sampled_from([*MAYBE, "prefix", "broadcast"]), max_size=3),
     st.fixed_dictionaries(
         {
