@@ -98,9 +98,7 @@ def byte_array(size: int, start: int = 0) -> bytes:
 
 def driver_call(member: bytes, signature: bytes = b"", body: bytes = b"", serial: int = 1) -> bytes:
     """A call to the bus itself."""
-    return call(
-        DRIVER, member, signature, body, serial=serial, path=DRIVER_PATH, interface=DRIVER
-    )
+    return call(DRIVER, member, signature, body, serial=serial, path=DRIVER_PATH, interface=DRIVER)
 
 
 def hello() -> bytes:
