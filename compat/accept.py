@@ -8,11 +8,12 @@ What goes wrong with one connection is told in the log and ends nothing else.
 from __future__ import annotations
 
 import errno
+import os
 import traceback
 from typing import Any
 
-# Accepted in one go per wake-up of a listener, so that a storm of connects cannot hold the loop.
-BATCH = 64
+from .sysio import accept_one, close_socket
+
 # Pause when the kernel is out of something; seconds.
 BREATHER = 0.1
 
@@ -20,68 +21,68 @@ _NOTHING_THERE = frozenset({errno.EAGAIN, errno.EINTR, errno.ECONNABORTED})
 
 
 class Acceptor:
-    """Accepts for a hub, which takes the sockets (`admit`)."""
+    """Accepts for a hub, which watches the listening sockets and takes what comes (`admit`)."""
 
     def __init__(self, hub: Any) -> None:
         self.hub = hub
         self.loop: Any = None
-        self.listeners: list[Any] = []
-        self.resting: set[Any] = set()
+        self.listeners: dict[int, Any] = {}
+        self.resting: set[int] = set()
         self.out_of_room = False
 
     def start(self, loop: Any, listeners: list[Any]) -> None:
         """Begins to listen; see `listen.Listener`."""
         self.loop = loop
         for listener in listeners:
-            self.listeners.append(listener)
-            loop.add_reader(listener.sock.fileno(), self.accept, listener)
+            fd = listener.sock.fileno()
+            self.listeners[fd] = listener
+            self.hub.listen(fd, True)
 
     def stop(self) -> None:
         """Stops listening; the sockets are their owner's."""
-        for listener in self.listeners:
-            self.loop.remove_reader(listener.sock.fileno())
+        for fd in self.listeners:
+            self.hub.listen(fd, False)
         self.listeners.clear()
 
-    def accept(self, listener: Any) -> None:
-        """A listening socket is readable."""
+    def accept(self, fd: int) -> None:
+        """A listening socket is readable: takes one connection. If there are more it stays
+        readable, and whoever else has something to say comes first."""
         hub = self.hub
-        for _ in range(BATCH):
-            if len(hub.incomplete) >= hub.bus.limits.max_incomplete_connections:
-                # Somebody must finish, or time out, before anybody else gets in.
-                self.rest(listener, 0.0)
-                return
-            try:
-                sock, _address = listener.sock.accept()
-            except OSError as error:
-                if error.errno in _NOTHING_THERE:
-                    return
-                if not self.out_of_room:
-                    self.out_of_room = True
-                    hub.front.log("warning", f"Failed to accept connections: {error.strerror}")
-                self.rest(listener, BREATHER)
-                return
-            self.out_of_room = False
-            try:
-                hub.admit(sock, listener)
-            except Exception:
-                sock.close()
-                hub.front.log("warning", "Failed to admit a connection: " + traceback.format_exc())
-
-    def rest(self, listener: Any, seconds: float) -> None:
-        """Stops accepting for a while, or with 0 until an unfinished connection is gone."""
-        if listener in self.resting:
+        if len(hub.incomplete) >= hub.bus.limits.max_incomplete_connections:
+            # Somebody must finish, or time out, before anybody else gets in.
+            self.rest(fd, 0.0)
             return
-        self.resting.add(listener)
-        self.loop.remove_reader(listener.sock.fileno())
-        if seconds:
-            self.loop.call_later(seconds, self.resume, listener)
+        got = accept_one(fd)
+        if got < 0:
+            if -got in _NOTHING_THERE:
+                return
+            if not self.out_of_room:
+                self.out_of_room = True
+                hub.front.log("warning", f"Failed to accept connections: {os.strerror(-got)}")
+            self.rest(fd, BREATHER)
+            return
+        self.out_of_room = False
+        try:
+            hub.admit(got, self.listeners[fd])
+        except Exception:
+            close_socket(got)
+            hub.front.log("warning", "Failed to admit a connection: " + traceback.format_exc())
 
-    def resume(self, listener: Any) -> None:
-        if listener in self.resting and listener in self.listeners:
-            self.resting.discard(listener)
-            self.loop.add_reader(listener.sock.fileno(), self.accept, listener)
+    def rest(self, fd: int, seconds: float) -> None:
+        """Stops accepting for a while, or with 0 until an unfinished connection is gone."""
+        if fd in self.resting:
+            return
+        self.resting.add(fd)
+        self.hub.listen(fd, False)
+        if seconds:
+            self.loop.call_later(seconds, self.resume, fd)
+
+    def resume(self, fd: int) -> None:
+        if fd in self.resting and fd in self.listeners:
+            self.resting.discard(fd)
+            self.hub.listen(fd, True)
 
     def wake(self) -> None:
         """An unfinished connection is out of the way."""
-        for listener in list(self.resting):
-            self.resume(listener)
+        for fd in list(self.resting):
+            self.resume(fd)

@@ -9,40 +9,43 @@ All of it dates from the peer's connect(), except what /proc-less fallbacks look
 
 from __future__ import annotations
 
+import errno
 import os
-import socket
 import struct
+import sys
 
-# Linux's numbers; the socket module names but the first, and not on every build.
-SO_PEERCRED = getattr(socket, "SO_PEERCRED", 17)
-SO_PEERSEC = getattr(socket, "SO_PEERSEC", 31)
+from .sysio import option
+
+# Linux's numbers.
+SO_PEERCRED = 17
+SO_PEERSEC = 31
 SO_PEERGROUPS = 59
 SO_PEERPIDFD = 77
 
 _UCRED = struct.Struct("=iII")
 _UNKNOWN_ID = 0xFFFFFFFF
-_SMALL = 1024  # all that socket.getsockopt() is willing to fetch
+_SMALL = 256  # a label, or 64 groups
 _LARGE = 65536 * 4  # NGROUPS_MAX groups of four bytes
 
 
 class Credentials:
-    """Credentials of the peer of a connected socket. `uid`, `gid`, `pid` are None if unknown."""
+    """Credentials of the peer of a connected socket. `uid`, `gid`, `pid` are None if unknown.
 
-    def __init__(self, sock: socket.socket) -> None:
+    `close()` when the socket is: its number will soon be another's."""
+
+    def __init__(self, fd: int) -> None:
         self.uid: int | None = None
         self.gid: int | None = None
         self.pid: int | None = None
-        self._sock = sock
+        self._fd = fd
         self._groups: list[int] | None = None
         self._groups_asked = False
         self._label: bytes | None = None
         self._label_asked = False
-        try:
-            pid, uid, gid = _UCRED.unpack(
-                sock.getsockopt(socket.SOL_SOCKET, SO_PEERCRED, _UCRED.size)
-            )
-        except (OSError, struct.error):
+        answer = option(fd, SO_PEERCRED, 12)
+        if isinstance(answer, int) or len(answer) != 12:
             return
+        pid, uid, gid = _UCRED.unpack(answer)
         # TCP sockets answer 0, -1, -1; a process outside our pid namespace has pid 0.
         if uid != _UNKNOWN_ID:
             self.uid = uid
@@ -50,6 +53,10 @@ class Credentials:
             self.gid = gid
         if pid > 0:
             self.pid = pid
+
+    def close(self) -> None:
+        """What was not asked so far is unknown from now on."""
+        self._fd = -1
 
     def groups(self) -> list[int] | None:
         """All groups, the primary one among them, sorted; None if they cannot be told.
@@ -70,7 +77,7 @@ class Credentials:
         """
         if not self._label_asked:
             self._label_asked = True
-            label = _option(self._sock, SO_PEERSEC)
+            label = _option(self._fd, SO_PEERSEC)
             if label is not None:
                 label = label.removesuffix(b"\0")
                 if label and b"\0" not in label:
@@ -79,17 +86,16 @@ class Credentials:
 
     def pidfd(self) -> int | None:
         """A new pidfd of the peer, close-on-exec, for the caller to close; None if none."""
-        try:
-            answer = self._sock.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD, 4)
-            fd = int(struct.unpack("=i", answer)[0])
-        except (OSError, struct.error):
+        answer = option(self._fd, SO_PEERPIDFD, 4)
+        if isinstance(answer, int) or len(answer) != 4:
             return None
+        fd = int.from_bytes(answer, sys.byteorder, signed=True)
         return fd if fd >= 0 else None
 
     def _peer_groups(self) -> list[int] | None:
         if self.uid is None:
             return None
-        answer = _option(self._sock, SO_PEERGROUPS)
+        answer = _option(self._fd, SO_PEERGROUPS)
         if answer is None or len(answer) % 4:
             return None
         groups = set(struct.unpack(f"={len(answer) // 4}I", answer))
@@ -108,29 +114,9 @@ class Credentials:
             return None
 
 
-def _option(sock: socket.socket, option: int) -> bytes | None:
+def _option(fd: int, number: int) -> bytes | None:
     """A socket option of any length; None on any error."""
-    try:
-        return sock.getsockopt(socket.SOL_SOCKET, option, _SMALL)
-    except OSError as error:
-        import errno
-
-        if error.errno != errno.ERANGE:
-            return None
-    return _large_option(sock, option)
-
-
-def _large_option(sock: socket.socket, option: int) -> bytes | None:
-    """The same by way of the C library: Python's getsockopt() stops at 1024 bytes."""
-    try:
-        import ctypes
-
-        library = ctypes.CDLL(None, use_errno=True)
-        buffer = ctypes.create_string_buffer(_LARGE)
-        size = ctypes.c_uint(_LARGE)
-        failed = library.getsockopt(
-            sock.fileno(), socket.SOL_SOCKET, option, buffer, ctypes.byref(size)
-        )
-    except (ImportError, OSError, AttributeError):
-        return None
-    return None if failed else buffer.raw[: size.value]
+    answer = option(fd, number, _SMALL)
+    if answer == errno.ERANGE:
+        answer = option(fd, number, _LARGE)
+    return None if isinstance(answer, int) else answer

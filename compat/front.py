@@ -9,20 +9,19 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from jitney.broker.bus import Bus
+from jitney.broker.connection import Connection
 from jitney.broker.errors import ACCESS_DENIED, Refused
+from jitney.broker.message import Message
 from jitney.broker.policy import NO_UID
 
+from .auth import Auth
 from .config.names import at_console, settle, user_groups
 from .errors import LIMITS_EXCEEDED, NAMES, NO_REPLY, NOT_SUPPORTED, SERVICE_UNKNOWN, DBusError
+from .peer import Peer
 
 if TYPE_CHECKING:
-    from jitney.broker.bus import Bus
-    from jitney.broker.connection import Connection
-    from jitney.broker.message import Message
     from jitney.broker.policy import ClientPolicy, PolicySet
-
-    from .auth import Auth
-    from .peer import Peer
 
 DRIVER = "org.freedesktop.DBus"
 TYPES = {1: "method_call", 2: "method_return", 3: "error", 4: "signal"}
@@ -42,6 +41,7 @@ class Front:
         self.driver: Any = None
         self.activator: Any = None
         self.hub: Any = None
+        self.known: dict[int, bool] = {}
 
     # Who gets in
 
@@ -58,6 +58,16 @@ class Front:
         return conn
 
     def may_connect(self, uid: int) -> bool:
+        """Whether the policy lets this user in. The user database is asked once, and again after
+        a reload, as dbus-daemon does; but for users it did not know, who may come to be."""
+        found = self.known.get(uid)
+        if found is None:
+            found = self.look_up(uid)
+            if found:
+                self.known[uid] = True
+        return found
+
+    def look_up(self, uid: int) -> bool:
         groups = user_groups(uid)
         if groups is None and uid == self.uid:
             # The bus's own user needs no entry in any database: containers run under any uid.
@@ -80,6 +90,7 @@ class Front:
     def set_policies(self, policies: PolicySet) -> None:
         """Takes over new rules for everybody at once."""
         self.policies = policies
+        self.known.clear()
         for conn in list(self.bus.connections.values()):
             self.give_policy(conn)
 

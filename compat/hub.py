@@ -14,7 +14,6 @@ receive buffer; a message that does not fit gets a buffer of its announced size 
 from __future__ import annotations
 
 import errno
-import socket
 import traceback
 from typing import Any
 
@@ -34,10 +33,10 @@ from .auth import Auth
 from .creds import Credentials
 from .loop import BusLoop
 from .peer import CLOSED, OPEN, Peer
-from .sysio import WRITABLE, Intake, Outlet, Poller, attach, detach
+from .sysio import WRITABLE, Intake, Outlet, Poller, close_socket
 
 if not cython.compiled:
-    from jitney.broker.mem import copy, take, view
+    from jitney.broker.mem import copy, of_bytes, pooled, take, trim, view
     from jitney.broker.message import frame_size
 
     from .sysio import send_one
@@ -45,8 +44,18 @@ if not cython.compiled:
 RECEIVE = 262144
 """Size in bytes of the receive buffer that all peers share."""
 
+LARGE = 32768
+"""From this size in bytes on a message that did not come whole gets a buffer of its own."""
+
 MAX_MESSAGE = 134217728
+UNUSED = 1.0
+"""Seconds after which buffers that nobody uses any more go back to the system."""
+KEEP = 262144
+"""Bytes in unused buffers that are not worth a timer."""
+
+# Copies that are C integers when compiled.
 _EAGAIN = errno.EAGAIN
+_OPEN, _CLOSED, _WRITABLE = OPEN, CLOSED, WRITABLE
 _SHORT = frozenset({errno.ENOBUFS, errno.ENOMEM})
 
 
@@ -72,6 +81,7 @@ class Hub:
         self.stirred = False
         self.timer: Any = None
         self.timer_at = 0.0
+        self.trimmer: Any = None
         self.max_message = MAX_MESSAGE
         self.max_message_fds = 0
         self.set_limits()
@@ -99,33 +109,42 @@ class Hub:
         for peer in self.peers:
             if peer is not None:
                 self.drop(peer)
-        if self.timer is not None:
-            self.timer.cancel()
+        for timer in (self.timer, self.trimmer):
+            if timer is not None:
+                timer.cancel()
         if isinstance(self.loop, BusLoop):
             self.loop.release()
         else:
             self.loop.remove_reader(self.poller.fileno())
         self.poller.close()
 
-    def admit(self, sock: socket.socket, listener: Any) -> None:
-        peer = Peer(sock, listener)
+    def listen(self, fd: int, yes: bool) -> None:
+        """Watches a listening socket, or no longer does."""
+        if yes:
+            self.poller.add(fd)
+        else:
+            self.poller.remove(fd)
+
+    def admit(self, fd: int, listener: Any) -> None:
+        """Takes over an accepted socket, which is closed if there is no room for it."""
+        peer = Peer(fd, listener)
         peer.nonce = listener.nonce
-        peer.creds = Credentials(sock)
+        peer.creds = Credentials(fd)
         peer.with_fds = listener.kind == "unix"
         peer.auth = Auth(listener.offer, peer.creds.uid, peer.with_fds)
-        fd = peer.fd
-        attach(sock)
         while len(self.peers) <= fd:
             self.peers.append(None)
         if self.poller.add(fd) < 0:
-            detach(fd)
-            sock.close()
+            close_socket(fd)
             return
         self.peers[fd] = peer
         self.n_peers += 1
-        when = self.bus.clock() + self.bus.limits.auth_timeout / 1000
-        self.incomplete[peer] = when
-        self.alarm(when)
+        # Whoever connects speaks first, and most have done so by now.
+        self.read_auth(peer)
+        if peer.state != _CLOSED and (peer.conn is None or peer.conn.id == 0):
+            when = self.bus.clock() + self.bus.limits.auth_timeout / 1000
+            self.incomplete[peer] = when
+            self.alarm(when)
 
     def completed(self, peer: Peer) -> None:
         """The peer said Hello, or is gone: it does not count as unfinished any more."""
@@ -165,6 +184,10 @@ class Hub:
         if following:
             self.alarm(min(following))
         self.flush()
+
+    def tidy(self) -> None:
+        """Memory that a burst left in the pool goes back when it has not been used for a while."""
+        self.trimmer = self.loop.call_later(UNUSED, self.tidy) if trim() else None
 
     # Reading
 
@@ -207,16 +230,22 @@ class Hub:
         for i in range(n):
             fd = poller.fd_at(i)
             peer = self.peers[fd] if fd < n_slots else None
-            if peer is None:
-                self.foreign.append((fd, poller.events_at(i)))
-                continue
             events = poller.events_at(i)
-            if events & WRITABLE:
+            if peer is None:
+                if fd not in self.acceptor.listeners:
+                    self.foreign.append((fd, events))
+                    continue
+                self.acceptor.accept(fd)
+                if self.loans:
+                    self.settle()
+                continue
+            # An event may be about a socket that had this number before.
+            if events & _WRITABLE and peer.state == _OPEN:
                 self.send(peer)
-                if events == WRITABLE or peer.state == CLOSED:
+                if events == _WRITABLE or peer.state == _CLOSED:
                     continue
             try:
-                if peer.state == OPEN:
+                if peer.state == _OPEN:
                     self.read(peer)
                 else:
                     self.read_auth(peer)
@@ -247,38 +276,42 @@ class Hub:
             data = data[n:]
         auth = peer.auth
         reply = auth.feed(data)
+        if auth.done:
+            self.open(peer, reply)
+            return
         if reply and not self.say(peer, reply):
             return
         if auth.failed:
             self.drop(peer)
-        elif auth.done:
-            self.open(peer)
         else:
             # Only what comes behind BEGIN can belong to a message.
             self.discard_fds(peer)
 
     def say(self, peer: Peer, reply: bytes) -> bool:
         # An empty socket takes a few hundred bytes; one that does not is not worth waiting for.
-        try:
-            sent = peer.sock.send(reply, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
-        except OSError:
-            sent = -1
-        if sent != len(reply):
+        if send_one(peer.fd, of_bytes(reply), 0, len(reply)) != len(reply):
             self.drop(peer)
             return False
         return True
 
-    def open(self, peer: Peer) -> None:
-        """The conversation is over and the peer is who it says it is."""
+    def open(self, peer: Peer, reply: bytes) -> None:
+        """The conversation is over and the peer is who it says it is. `reply` is still to be said:
+        it goes out with what follows, if anything does."""
         auth = peer.auth
         conn = self.front.admit(peer, auth)
         if conn is None:
-            self.drop(peer)
+            if not reply or self.say(peer, reply):
+                self.drop(peer)
+            return
+        if reply and auth.leftover:
+            conn.queue.preface(reply)
+            self.bus.stir(conn)
+        elif reply and not self.say(peer, reply):
             return
         peer.auth = None
         peer.conn = conn
         peer.with_fds = auth.unix_fds
-        peer.state = OPEN
+        peer.state = _OPEN
         if not peer.with_fds:
             self.discard_fds(peer)
         leftover = auth.leftover
@@ -305,7 +338,7 @@ class Hub:
         else:
             have = partial.end - partial.head
             want = peer.wanted - have
-            if peer.wanted > RECEIVE:
+            if peer.wanted > LARGE:
                 # A large message fills a buffer of its own; what follows lands in the shared one.
                 got = intake.recv(
                     peer.fd, partial.p, partial.end, want, peer.with_fds, buffer.p, RECEIVE
@@ -387,7 +420,7 @@ class Hub:
             buffer.head += size
         if have:
             partial = Buffer()
-            partial.reserve(peer.wanted if peer.wanted > RECEIVE else have)
+            partial.reserve(peer.wanted if peer.wanted > LARGE else have)
             partial.append(buffer.p, buffer.head, have)
             peer.partial = partial
 
@@ -418,7 +451,7 @@ class Hub:
                     else:
                         payload.owner = buffer
                         payload.loaned = False
-        return peer.state == OPEN
+        return peer.state == _OPEN
 
     def settle(self) -> None:
         """The shared buffer will be used again: send what refers to it, copy what is left."""
@@ -449,8 +482,10 @@ class Hub:
             i += 1
             conn.queue.dirty = False
             peer = conn.transport
-            if peer is not None and not peer.blocked and peer.state == OPEN:
+            if peer is not None and not peer.blocked and peer.state == _OPEN:
                 self.send(peer)
+        if self.trimmer is None and pooled() > KEEP:
+            self.trimmer = self.loop.call_later(UNUSED, self.tidy)
         dirty.clear()
         bus.flushing = False
 
@@ -489,7 +524,6 @@ class Hub:
         if peer.blocked:
             peer.blocked = False
             self.poller.modify(peer.fd, True, False)
-            queue.idle()
 
     def gather(self, queue: Queue) -> int:
         """Fills the outlet with the queue's first run; its size in bytes."""
@@ -508,7 +542,7 @@ class Hub:
             if not more:
                 return outlet.size
         tail = queue.tail
-        if tail.end > tail.head:
+        if tail is not None:
             if first:
                 outlet.start(queue.tail_fds)
             elif queue.tail_fds is not None:
@@ -538,7 +572,7 @@ class Hub:
             self.drop(peer)
 
     def retry(self, peer: Peer) -> None:
-        if peer.state == OPEN:
+        if peer.state == _OPEN:
             self.poller.modify(peer.fd, True, True)
 
     def block(self, peer: Peer) -> None:
@@ -551,14 +585,12 @@ class Hub:
 
     def drop(self, peer: Peer) -> None:
         """Ends a peer's connection, whatever state it is in."""
-        if peer.state == CLOSED:
+        if peer.state == _CLOSED:
             return
-        peer.state = CLOSED
+        peer.state = _CLOSED
         fd = peer.fd
-        self.poller.remove(fd)
         self.peers[fd] = None
         self.n_peers -= 1
-        detach(fd)
         peer.auth = None
         peer.partial = None
         self.fd_waits.pop(peer, None)
@@ -571,10 +603,9 @@ class Hub:
             except Exception:
                 self.front.log("warning", "Closing a connection: " + traceback.format_exc())
         self.completed(peer)
-        try:
-            peer.sock.close()
-        except OSError:
-            pass
+        # That takes it out of the poller as well: nobody else holds this socket.
+        close_socket(fd)
+        peer.creds.close()
         if conn is not None:
             conn.transport = None
         peer.conn = None

@@ -2,12 +2,13 @@
 from jitney.broker.connection cimport Connection
 from jitney.broker.mem cimport Buffer
 
+from .auth cimport Auth
+
 cdef class Peer:
-    cdef readonly object sock
     cdef readonly int fd
     cdef readonly object listener
     cdef readonly int state
-    cdef public object auth
+    cdef public Auth auth
     cdef public bytes nonce
     cdef public object creds
     cdef public Connection conn

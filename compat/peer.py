@@ -12,18 +12,19 @@ from typing import Any
 from jitney.broker.connection import Connection
 from jitney.broker.mem import Buffer
 
+from .auth import Auth
+
 AUTHENTICATING, OPEN, CLOSED = 0, 1, 2
 
 
 class Peer:
     """Transport state of one client; the hub is the only one who changes it."""
 
-    def __init__(self, sock: Any, listener: Any) -> None:
-        self.sock = sock
-        self.fd = sock.fileno()
+    def __init__(self, fd: int, listener: Any) -> None:
+        self.fd = fd
         self.listener = listener
         self.state = AUTHENTICATING
-        self.auth: Any = None
+        self.auth: Auth | None = None
         self.nonce = b""
         self.creds: Any = None
         self.conn: Connection | None = None

@@ -1,6 +1,10 @@
 # cython: language_level=3
 from libc.stdint cimport uint8_t
 
+cpdef int accept_one(int fd) except -200
+cpdef void close_socket(int fd) noexcept
+cpdef object option(int fd, int number, Py_ssize_t size)
+
 cdef class Intake:
     cdef public list fds
     cdef public bint truncated

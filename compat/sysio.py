@@ -20,17 +20,69 @@ MAX_VECTORS = 64
 READABLE = select.EPOLLIN
 WRITABLE = select.EPOLLOUT
 
+_LONGEST = 1024  # all that socket.getsockopt() is willing to fetch
+
 _sockets: dict[int, socket.socket] = {}
 
 
-def attach(sock: socket.socket) -> None:
-    """Makes a socket known to this module, which is called with descriptors."""
-    _sockets[sock.fileno()] = sock
+def attach(sock: socket.socket) -> int:
+    """Takes over a socket object; its descriptor, by which this module is called from now on."""
+    fd = sock.fileno()
+    _sockets[fd] = sock
+    return fd
 
 
-def detach(fd: int) -> None:
-    """Forgets a socket."""
-    _sockets.pop(fd, None)
+def accept_one(fd: int) -> int:
+    """A connection to the listening socket, non-blocking and close-on-exec; or -errno."""
+    listening = _sockets.get(fd)
+    borrowed = None
+    if listening is None:
+        listening = borrowed = socket.socket(fileno=fd)
+    try:
+        sock, _address = listening.accept()
+    except OSError as error:
+        return -(error.errno or errno.EIO)
+    finally:
+        if borrowed is not None:
+            borrowed.detach()
+    sock.setblocking(False)
+    return attach(sock)
+
+
+def close_socket(fd: int) -> None:
+    """Closes a socket that came from `accept_one()` or `attach()`."""
+    sock = _sockets.pop(fd, None)
+    try:
+        if sock is not None:
+            sock.close()
+    except OSError:
+        pass
+
+
+def option(fd: int, number: int, size: int) -> bytes | int:
+    """Up to `size` bytes of a socket option of level SOL_SOCKET, or the errno as an int."""
+    try:
+        if size > _LONGEST:
+            return _long_option(fd, number, size)
+        return _sockets[fd].getsockopt(socket.SOL_SOCKET, number, size)
+    except KeyError:
+        return errno.EBADF
+    except OSError as error:
+        return error.errno or errno.EIO
+
+
+def _long_option(fd: int, number: int, size: int) -> bytes | int:
+    """The same by way of the C library: Python's getsockopt() stops at 1024 bytes."""
+    try:
+        import ctypes
+
+        library = ctypes.CDLL(None, use_errno=True)
+        buffer = ctypes.create_string_buffer(size)
+        n = ctypes.c_uint(size)
+        failed = library.getsockopt(fd, socket.SOL_SOCKET, number, buffer, ctypes.byref(n))
+    except (ImportError, OSError, AttributeError):
+        return errno.ENOSYS
+    return ctypes.get_errno() if failed else buffer.raw[: n.value]
 
 
 class Intake:

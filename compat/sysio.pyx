@@ -6,11 +6,12 @@ negative errno values, and the caller decides. Descriptors that arrive are close
 end up in `Intake.fds` or are closed. `sysio.py` is the same module in plain Python.
 """
 
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.errno cimport EINTR, errno
 from libc.stdint cimport uint8_t, uint32_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
-from posix.unistd cimport close
+from posix.unistd cimport close as c_close
 
 COMPILED = True
 
@@ -41,6 +42,10 @@ cdef extern from "sys/socket.h":
     unsigned char* CMSG_DATA(cmsghdr* c) nogil
     size_t CMSG_SPACE(size_t n) nogil
     size_t CMSG_LEN(size_t n) nogil
+    ctypedef unsigned int socklen_t
+    int accept4(int fd, void* address, socklen_t* n, int flags) nogil
+    int getsockopt(int fd, int level, int option, void* value, socklen_t* n) nogil
+    int SOCK_CLOEXEC, SOCK_NONBLOCK
     int SOL_SOCKET, SCM_RIGHTS, MSG_CTRUNC, MSG_DONTWAIT, MSG_NOSIGNAL, MSG_CMSG_CLOEXEC
 
 cdef extern from "sys/epoll.h":
@@ -65,11 +70,28 @@ WRITABLE = EPOLLOUT
 
 
 def attach(sock):
-    """Makes a socket known to this module; nothing to do where descriptors do."""
+    """Takes over a socket object; its descriptor."""
+    return sock.detach()
 
 
-def detach(fd):
-    """Forgets a socket."""
+cpdef int accept_one(int fd) except -200:
+    """A connection to the listening socket, non-blocking and close-on-exec; or -errno."""
+    cdef int got = accept4(fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK)
+    return got if got >= 0 else -errno
+
+
+cpdef void close_socket(int fd) noexcept:
+    """Closes a socket that came from `accept_one()` or `attach()`."""
+    c_close(fd)
+
+
+cpdef object option(int fd, int number, Py_ssize_t size):
+    """Up to `size` bytes of a socket option of level SOL_SOCKET, or the errno as an int."""
+    cdef bytes value = PyBytes_FromStringAndSize(NULL, size)
+    cdef socklen_t n = <socklen_t>size
+    if getsockopt(fd, SOL_SOCKET, number, PyBytes_AS_STRING(value), &n) < 0:
+        return errno
+    return value if n == size else value[:n]
 
 
 cdef class Intake:
@@ -227,7 +249,7 @@ cdef class Poller:
 
     cpdef void close(self) noexcept:
         if self.epfd >= 0 and not self.shared:
-            close(self.epfd)
+            c_close(self.epfd)
         self.epfd = -1
 
     cpdef int fileno(self):

@@ -18,6 +18,7 @@ import pytest
 from rawclient import RawClient
 
 from jitney.broker import mem
+from jitney.compat import sysio
 from jitney.compat.assembly import BusService
 from jitney.compat.auth import Offer
 from jitney.compat.config import load
@@ -78,7 +79,7 @@ class World:
         faulty = FaultySocket(ours)
         faulty.faults = faults or {}
         listener = SimpleNamespace(kind="unix", nonce=b"", offer=self.offer)
-        self.hub.admit(faulty, listener)  # type: ignore[arg-type]
+        self.hub.admit(sysio.attach(faulty), listener)  # type: ignore[arg-type]
         client = RawClient.__new__(RawClient)
         client.timeout, client.serial, client.closed = 5.0, 0, False
         client.sock, client._unread, client._fds = theirs, b"", []
@@ -269,8 +270,9 @@ def test_accept_fails(world: World, tmp_path: Path, code: int) -> None:
     faulty.faults = {"accept": [code, code]}
     listener = Listener(faulty, "", "0" * 32, "unix", b"")  # type: ignore[arg-type]
     listener.offer = world.offer
-    world.hub.acceptor.listeners.append(listener)
-    world.loop.add_reader(server.fileno(), world.hub.acceptor.accept, listener)
+    fd = sysio.attach(faulty)  # type: ignore[arg-type]
+    world.hub.acceptor.listeners[fd] = listener
+    world.hub.listen(fd, True)
     late = socket.socket(socket.AF_UNIX)
     late.connect(path)
     late.sendall(b"\0AUTH EXTERNAL " + str(os.getuid()).encode().hex().encode() + b"\r\n")
@@ -283,9 +285,9 @@ def test_accept_fails(world: World, tmp_path: Path, code: int) -> None:
     assert late.recv(100).startswith(b"OK ")
     late.close()
     world.turn()
-    world.loop.remove_reader(server.fileno())
-    world.hub.acceptor.listeners.remove(listener)
-    server.close()
+    world.hub.listen(fd, False)
+    del world.hub.acceptor.listeners[fd]
+    sysio.close_socket(fd)
 
 
 def test_a_bug_costs_one_peer(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

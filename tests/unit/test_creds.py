@@ -7,38 +7,49 @@ import os
 import socket
 import struct
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 
-from jitney.compat import creds
+from jitney.compat import creds, sysio
 from jitney.compat.creds import Credentials
+
+real_option = sysio.option
 
 
 @pytest.fixture
-def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+def pair() -> Iterator[tuple[int, socket.socket]]:
+    """A socket as the hub has it, by its descriptor, and the other end."""
     one, two = socket.socketpair()
-    with one, two:
-        yield one, two
+    fd = sysio.attach(one)
+    with two:
+        yield fd, two
+    sysio.close_socket(fd)
+
+
+@pytest.fixture(autouse=True)
+def answering(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Fake may stand for a descriptor."""
+    monkeypatch.setattr(
+        creds, "option", lambda fd, *more: getattr(fd, "option", partial(real_option, fd))(*more)
+    )
 
 
 class Fake:
-    """A socket that answers one option and refuses all others with an errno."""
+    """Answers one option and refuses all others with an errno."""
 
     def __init__(self, refusal: int, **answers: bytes | Callable[[int], bytes]) -> None:
         self.refusal = refusal
         self.answers: dict[int, Any] = {getattr(creds, k): v for k, v in answers.items()}
         self.asked: list[int] = []
 
-    def getsockopt(self, level: int, option: int, size: int) -> bytes:
+    def option(self, option: int, size: int) -> bytes | int:
         self.asked.append(option)
         answer = self.answers.get(option)
         if answer is None:
-            raise OSError(self.refusal, os.strerror(self.refusal))
+            return self.refusal
         return bytes(answer(size) if callable(answer) else answer)
-
-    def fileno(self) -> int:
-        return -1
 
 
 def fake(refusal: int = errno.ENOPROTOOPT, **answers: bytes | Callable[[int], bytes]) -> Any:
@@ -48,7 +59,7 @@ def fake(refusal: int = errno.ENOPROTOOPT, **answers: bytes | Callable[[int], by
 CRED = struct.pack("=iII", 77, 65534, 65534)
 
 
-def test_of_a_real_peer(pair: tuple[socket.socket, socket.socket]) -> None:
+def test_of_a_real_peer(pair: tuple[int, socket.socket]) -> None:
     who = Credentials(pair[0])
     assert (who.uid, who.gid, who.pid) == (os.geteuid(), os.getegid(), os.getpid())
     groups = who.groups()
@@ -58,9 +69,9 @@ def test_of_a_real_peer(pair: tuple[socket.socket, socket.socket]) -> None:
     assert groups == sorted(groups)
 
 
-def test_pidfd_of_a_real_peer(pair: tuple[socket.socket, socket.socket]) -> None:
+def test_pidfd_of_a_real_peer(pair: tuple[int, socket.socket]) -> None:
     try:
-        expected = pair[0].getsockopt(socket.SOL_SOCKET, creds.SO_PEERPIDFD, 4)
+        expected = pair[1].getsockopt(socket.SOL_SOCKET, creds.SO_PEERPIDFD, 4)
     except OSError:
         assert Credentials(pair[0]).pidfd() is None
         return
@@ -81,11 +92,12 @@ def test_over_tcp_nothing_is_known() -> None:
         socket.create_connection(server.getsockname()[:2]),
     ):
         peer, _ = server.accept()
-        with peer:
-            who = Credentials(peer)
-            assert (who.uid, who.gid, who.pid) == (None, None, None)
-            assert who.groups() is None
-            assert who.pidfd() is None
+        fd = sysio.attach(peer)
+        who = Credentials(fd)
+        assert (who.uid, who.gid, who.pid) == (None, None, None)
+        assert who.groups() is None
+        assert who.pidfd() is None
+        sysio.close_socket(fd)
 
 
 @pytest.mark.parametrize("number", sorted(errno.errorcode))
@@ -97,8 +109,10 @@ def test_any_errno_means_unknown(number: int) -> None:
 
 def test_closed_socket() -> None:
     one, two = socket.socketpair()
-    who = Credentials(one)
-    one.close()
+    fd = sysio.attach(one)
+    who = Credentials(fd)
+    sysio.close_socket(fd)
+    who.close()
     two.close()
     assert who.uid == os.geteuid()
     assert (who.label(), who.pidfd()) == (None, None)
@@ -132,7 +146,7 @@ def test_groups_of_a_user_nobody_knows() -> None:
 
 
 def test_more_groups_than_getsockopt_can_fetch(
-    pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+    pair: tuple[int, socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(creds, "_SMALL", 1)  # ERANGE, if there is a group at all
     groups = Credentials(pair[0]).groups()
