@@ -1,0 +1,93 @@
+"""What the tests of `jitney.bench` share: brokers to try, and what must be left of them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from jitney.bench import brokers, wire
+
+EVERY = pytest.mark.parametrize("name", brokers.KNOWN)
+
+
+def broker(name: str) -> brokers.Broker:
+    """The broker of this name; skips the test where it cannot be had."""
+    if reason := brokers.missing(name):
+        pytest.skip(f"{name}: {reason}")
+    return brokers.find([name])[0]
+
+
+def folders() -> set[Path]:
+    return set(Path(tempfile.gettempdir()).glob("jitney-bench-*"))
+
+
+def children() -> set[int]:
+    """Our own, the dead that nobody waited for among them."""
+    task = Path("/proc/self/task", str(os.getpid()), "children")
+    return set(map(int, task.read_text().split()))
+
+
+@contextlib.contextmanager
+def nothing_left() -> Iterator[None]:
+    """No child and no folder is there after the block that was not there before."""
+    before = children(), folders()
+    yield
+    assert children() <= before[0]
+    assert folders() <= before[1]
+
+
+class Caller:
+    """A connection that has said hello."""
+
+    def __init__(self, path: str) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(20)
+        self.sock.connect(path)
+        self.sock.sendall(wire.auth_lines(with_fds=False) + wire.hello())
+        data = b""
+        while b"\r\n" not in data:
+            data += self.sock.recv(4096)
+        assert data.startswith(b"OK ")
+        self.unread = data.partition(b"\r\n")[2]
+        self.serial = 1
+        self.name = self._reply()
+
+    def call(self, member: bytes, signature: bytes = b"", body: bytes = b"") -> bytes:
+        """The text that the bus answers with."""
+        self.serial += 1
+        self.sock.sendall(wire.driver_call(member, signature, body, self.serial))
+        return self._reply()
+
+    def close(self) -> None:
+        self.sock.close()
+
+    def _reply(self) -> bytes:
+        while True:
+            text, self.unread = wire.parse_string_reply(self.unread, self.serial)
+            if text is not None:
+                return text
+            got = self.sock.recv(1 << 16)
+            assert got, "the broker closed the connection"
+            self.unread += got
+
+
+def gone(pids: list[int]) -> bool:
+    """Whether these processes have ended, or do so within a few seconds."""
+    deadline = time.monotonic() + 5
+    for pid in pids:
+        # The orphans of our children are ours, and only dead once we have looked.
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(pid, os.WNOHANG) == (0, 0) and time.monotonic() < deadline:
+                time.sleep(0.02)
+    while any(Path("/proc", str(pid)).exists() for pid in pids):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
