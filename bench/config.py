@@ -51,6 +51,10 @@ RULES = (
 )
 
 
+IN_A_FILE = 8000
+"""So many rules go into one file: dbus-daemon reads none that is larger than 1 MiB."""
+
+
 @dataclass(frozen=True)
 class Config:
     """What a scenario wants of a broker.
@@ -76,18 +80,35 @@ class Config:
             '<allow own="*"/>',
             "</policy>",
         ]
-        for first in range(0, self.rules, len(RULES)):
-            name = f"com.example.Service{first // len(RULES)}"
-            lines.append('<policy context="default">')
-            for rule in RULES[: self.rules - first]:
-                lines.append(rule.format(name=name))
-            lines.append("</policy>")
+        if self.rules <= IN_A_FILE:
+            lines += self.policies(0, self.rules)
+        else:
+            lines += [f"<include>{path}</include>" for path in self.rule_files(folder)]
         for limit, value in {**LIMITS, **self.limits}.items():
             lines.append(f'<limit name="{limit}">{value}</limit>')
         return PROLOG + "\n".join([*lines, "</busconfig>", ""])
 
+    def policies(self, first: int, last: int) -> list[str]:
+        """The elements with the further rules from number `first` to before `last`."""
+        lines = []
+        for start in range(first, last, len(RULES)):
+            name = f"com.example.Service{start // len(RULES)}"
+            lines.append('<policy context="default">')
+            lines += [rule.format(name=name) for rule in RULES[: last - start]]
+            lines.append("</policy>")
+        return lines
+
+    def rule_files(self, folder: Path) -> dict[Path, int]:
+        """Files for more rules than fit into one, and the number of the first rule of each."""
+        if self.rules <= IN_A_FILE:
+            return {}
+        return {folder / f"rules-{n}.conf": n for n in range(0, self.rules, IN_A_FILE)}
+
     def write(self, folder: Path) -> Path:
-        """Makes the file in `folder`."""
+        """Makes the file in `folder`, and those that it includes."""
+        for path, first in self.rule_files(folder).items():
+            lines = self.policies(first, min(first + IN_A_FILE, self.rules))
+            path.write_text(PROLOG + "\n".join(["<busconfig>", *lines, "</busconfig>", ""]))
         path = folder / "bus.conf"
         path.write_text(self.xml(folder))
         return path

@@ -158,6 +158,9 @@ class BusService:
         self.front.activator = self.activator
         self.front.driver = Driver(self.bus, self.activator, BusContext(self, daemon))
         self.hub = Hub(self.bus, self.front)
+        if len(os.sched_getaffinity(0)) > 1:
+            # With a single CPU, whom we wait for could not run while we look.
+            self.hub.busy_poll = daemon.options.busy_poll
         self.front.hub = self.hub
         self.watch = DirectoryWatch(loop, self.changed, self.front.log)
         self.watch.watch(self.watched(config))

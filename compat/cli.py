@@ -46,6 +46,8 @@ class Options:
     """Keep off standard error whenever there is a system log to write to."""
     write_pidfile: bool = True
     systemd_activation: bool = False
+    busy_poll: int = 0
+    """Our own, so not in the usage: microseconds to look for messages before going to sleep."""
 
 
 class Exit(Exception):
@@ -113,6 +115,8 @@ def _read(
         options.fork = True
     elif word == "--systemd-activation":
         options.systemd_activation = True
+    elif word.startswith("--busy-poll="):
+        options.busy_poll = _microseconds(word.partition("=")[2])
     elif word == "--nopidfile":
         options.write_pidfile = False
     elif word in ("--system", "--session"):
@@ -148,6 +152,13 @@ def _descriptor(text: str) -> int:
     if text.isascii() and text.isdigit() and len(text) < 20 and int(text) <= _MAX_INT:
         return int(text)
     raise Exit(1, err=f'Invalid file descriptor: "{text}"\n')
+
+
+def _microseconds(text: str) -> int:
+    """At most a second."""
+    if text.isascii() and text.isdigit() and len(text) < 8 and int(text) <= 1_000_000:
+        return int(text)
+    raise Exit(1, err=f'Invalid number of microseconds: "{text}"\n')
 
 
 def _standard_config(bus: str) -> str:

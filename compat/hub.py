@@ -42,7 +42,7 @@ if not cython.compiled:
     from .sysio import now, send_one
 
 RECEIVE = 131072
-"""Size in bytes of the receive buffer that all peers share: what one of them may say in its turn."""
+"""Size in bytes of the receive buffer that all share: what a peer may say in its turn."""
 
 LARGE = 32768
 """From this size in bytes on a message that did not come whole gets a buffer of its own."""

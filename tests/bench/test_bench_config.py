@@ -16,6 +16,19 @@ def test_so_many_rules_more(rules: int) -> None:
     assert counts[1] - counts[0] == rules
 
 
+def test_many_rules_go_into_files_of_their_own(tmp_path: Path) -> None:
+    from jitney.compat.config import load
+
+    few, many = (load(str(Config(n).write(tmp_path / str(n)))) for n in folders(tmp_path, 0, 20001))
+    assert len(list(many.policy_spec())) - len(list(few.policy_spec())) == 20001
+
+
+def folders(parent: Path, *numbers: int) -> tuple[int, ...]:
+    for number in numbers:
+        (parent / str(number)).mkdir()
+    return numbers
+
+
 def test_a_limit_goes_before_the_usual_one() -> None:
     root = ET.fromstring(Config(limits={"max_outgoing_bytes": 4096}).xml(Path("/f")))
     limits = {node.get("name"): node.text for node in root.findall("limit")}

@@ -62,7 +62,7 @@ class World:
         self.offer = Offer("0" * 32, ["EXTERNAL"])
         daemon = SimpleNamespace(
             config=load(str(file)),
-            options=SimpleNamespace(systemd_activation=False),
+            options=SimpleNamespace(systemd_activation=False, busy_poll=0),
             log=Log(stderr=False),
             fd_limit=None,
             address="",

@@ -91,6 +91,7 @@ def test_answers_as_dbus_daemon(args: list[str]) -> None:
         (["--syslog-only"], Options(syslog=True, syslog_only=True)),
         (["--nosyslog", "--syslog"], Options(syslog=True)),
         (["--systemd-activation"], Options(systemd_activation=True)),
+        (["--busy-poll=50"], Options(busy_poll=50)),
         (["--address=unix:path=a=b"], Options(address="unix:path=a=b")),
         (["--address", "unix:path=a"], Options(address="unix:path=a")),
         (["--address="], Options()),
