@@ -162,7 +162,8 @@ class _Page:
         return (
             '<div class="scroll mean" tabindex="0"><table><caption>Geometric mean over the'
             " scenarios, each with the same weight</caption><thead><tr>"
-            '<th scope="col" class="name">Broker</th><th scope="col">Rate</th><th scope="col">CPU by message</th></tr></thead>'
+            '<th scope="col" class="name">Broker</th><th scope="col">Rate</th>'
+            '<th scope="col">CPU by message</th></tr></thead>'
             f"<tbody>{''.join(rows)}</tbody></table></div>"
         )
 
