@@ -45,7 +45,7 @@ METRICS: dict[str, Metric] = {
     "cpu_us": Metric("CPU", "µs/message", digits=2),
     "p50_us": Metric("Latency p50", "µs", digits=1),
     "p99_us": Metric("Latency p99", "µs", digits=1, floor=0.25),
-    "p999_us": Metric("Latency p99.9", "µs", digits=1, floor=0.50),
+    "p999_us": Metric("Latency p99.9", "µs", digits=1, floor=2.0),
     "syscalls": Metric("System calls", "/message", digits=2),
     "switches": Metric("Context switches", "/message", digits=3, floor=0.25),
     "rss_kb": Metric("Memory", "KiB"),
