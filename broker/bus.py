@@ -70,6 +70,7 @@ class Bus(Router):
     def set_policy(self, conn: Connection, policy: Any) -> None:
         """Sets what the connection may do; see `policy.ClientPolicy`."""
         conn.policy = policy
+        conn.policy_number = policy.number
         conn.send_open = policy.send_open
         conn.receive_open = policy.receive_open
         conn.send_types = policy.send_types

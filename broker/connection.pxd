@@ -1,5 +1,5 @@
 # cython: language_level=3
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from .accounting cimport Accounts, User
 from .mem cimport Map64
@@ -14,6 +14,11 @@ cdef class Connection:
     cdef readonly User user
     cdef readonly Queue queue
     cdef public object policy
+    cdef public uint32_t policy_number
+    cdef uint32_t[4] to_keys
+    cdef uint32_t[4] from_keys
+    cdef uint8_t[4] to_types
+    cdef uint8_t[4] from_types
     cdef public bint accepts_fds
     cdef public bint send_open
     cdef public bint receive_open
@@ -34,3 +39,5 @@ cdef class Connection:
     cdef public Py_ssize_t peak_names
     cdef public object transport
     cdef public object creds
+
+    cpdef void forget_verdicts(self)

@@ -10,11 +10,19 @@ from __future__ import annotations
 
 from typing import Any
 
+try:
+    import cython
+except ImportError:
+    from ._cython import cython
+
 from .accounting import Accounts, User
 from .mem import Map64
 from .queue import Queue
 
 NEW, ACTIVE, MONITOR, CLOSED = 0, 1, 2, 3
+
+KEPT = 4
+"""So many policies' verdicts about a connection are kept at once."""
 
 
 class Connection:
@@ -22,7 +30,11 @@ class Connection:
 
     `names`: every name it owns or is queued for, oldest first; `owned`: those it is primary
     owner of; `rules`: its match rules, oldest first; `calls`: replies it waits for; `owes`:
-    replies it is to give; `send_open` and the like: see `policy.ClientPolicy`."""
+    replies it is to give; `send_open` and the like: see `policy.ClientPolicy`.
+
+    `to_keys`, `to_types`: the message types that clients of a policy may always send to this
+    connection, by the policy's number, in slot number % KEPT; `from_keys`, `from_types`: those that
+    they may always receive from it. They hold as long as it has the same names."""
 
     def __init__(self, accounts: Accounts, user: User) -> None:
         self.id = 0
@@ -33,6 +45,7 @@ class Connection:
         self.user = user
         self.queue = Queue(accounts)
         self.policy: Any = None
+        self.policy_number = 0
         self.accepts_fds = False
         self.send_open = False
         self.receive_open = False
@@ -53,6 +66,15 @@ class Connection:
         self.peak_names = 0
         self.transport: Any = None
         self.creds: Any = None
+        if not cython.compiled:
+            self.to_keys, self.to_types = [0] * KEPT, [0] * KEPT
+            self.from_keys, self.from_types = [0] * KEPT, [0] * KEPT
+
+    def forget_verdicts(self) -> None:
+        """Its names are others now."""
+        for i in range(4):
+            self.to_keys[i] = 0
+            self.from_keys[i] = 0
 
     @property
     def registered(self) -> bool:

@@ -27,6 +27,11 @@ cdef class Buffer:
     cdef void drop(self) noexcept
     cdef int append(self, const uint8_t* src, Py_ssize_t off, Py_ssize_t n) except -1
 
+cdef Buffer borrow()
+cdef void give(Buffer buffer)
+cpdef Py_ssize_t pooled()
+cpdef bint trim()
+
 cdef struct Charge:
     uint64_t left
     uint32_t size

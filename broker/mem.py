@@ -129,6 +129,34 @@ class Buffer:
         self.append(data, 0, len(data))
 
 
+_spares: list[Buffer] = []
+_MAX_SPARES = 128
+_SPARE = 32768
+
+
+def borrow() -> Buffer:
+    """An empty buffer, which may have room already; give it back with `give()`."""
+    return _spares.pop() if _spares else Buffer()
+
+
+def give(buffer: Buffer) -> None:
+    """Takes a borrowed buffer back, with nothing in it that anybody needs."""
+    if buffer.cap <= _SPARE and len(_spares) < _MAX_SPARES:
+        buffer.head = buffer.end = 0
+        _spares.append(buffer)
+
+
+def pooled() -> int:
+    """Bytes that wait to be used again."""
+    return sum(buffer.cap for buffer in _spares)
+
+
+def trim() -> bool:
+    """Gives back what is not in use; True if some is left to look at again."""
+    _spares.clear()
+    return False
+
+
 class Ring:
     """First in, first out: what each queued message is charged to."""
 

@@ -3,7 +3,8 @@
 
 Invariant: nothing here knows D-Bus. Loads, stores and copies are bounds-checked by the
 caller; the containers (Buffer, Ring, Map64) own their memory and never hand out a pointer
-that outlives the next growing call. `mem.py` is the same module in plain Python: it is what
+that outlives the next growing call. Blocks of 64 KiB and more come from the system one by one
+and go back to it when `trim()` finds them unused, so that no burst leaves memory behind. `mem.py` is the same module in plain Python: it is what
 runs where no compiler was at hand, and what these functions are tested against.
 """
 
@@ -173,6 +174,119 @@ cdef void free_ints(int32_t* p) noexcept nogil:
     free(p)
 
 
+cdef extern from "sys/mman.h":
+    void* mmap(void* at, size_t n, int prot, int flags, int fd, long off) nogil
+    int munmap(void* p, size_t n) nogil
+    int PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS
+    void* MAP_FAILED
+
+cdef enum:
+    # From this size on a block is mapped, in multiples of PAGE.
+    LARGE = 65536
+    PAGE = 16384
+    # Blocks that wait to be used again: a fresh one costs a page fault for every 4 KiB.
+    MAX_BLOCKS = 32
+    MAX_POOL = 33554432
+    # Buffers that wait to be borrowed, and how large they may be.
+    MAX_SPARES = 128
+    SPARE = 32768
+
+cdef struct Block:
+    void* p
+    size_t cap
+
+cdef Block[MAX_BLOCKS] blocks
+cdef int n_blocks = 0
+cdef size_t pool_bytes = 0
+# How often anything of these was used; `trim()` looks whether that has changed.
+cdef uint64_t uses = 0
+cdef uint64_t trimmed = 0
+cdef list spares = []
+cdef Py_ssize_t spare_bytes = 0
+
+
+cdef uint8_t* new_block(Py_ssize_t* cap) noexcept:
+    """A block of at least `cap` bytes, which is set to what it has; NULL without memory."""
+    global n_blocks, pool_bytes, uses
+    cdef size_t need = <size_t>cap[0]
+    cdef int i
+    cdef int best = -1
+    cdef void* p
+    if need < LARGE:
+        return <uint8_t*>malloc(need)
+    need = (need + (PAGE - 1)) & ~(<size_t>PAGE - 1)
+    uses += 1
+    for i in range(n_blocks):
+        if need <= blocks[i].cap <= need * 4 and (best < 0 or blocks[i].cap < blocks[best].cap):
+            best = i
+    if best >= 0:
+        p = blocks[best].p
+        cap[0] = <Py_ssize_t>blocks[best].cap
+        pool_bytes -= blocks[best].cap
+        n_blocks -= 1
+        blocks[best] = blocks[n_blocks]
+        return <uint8_t*>p
+    p = mmap(NULL, need, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+    if p == MAP_FAILED:
+        return NULL
+    cap[0] = <Py_ssize_t>need
+    return <uint8_t*>p
+
+
+cdef void free_block(uint8_t* p, Py_ssize_t cap) noexcept:
+    global n_blocks, pool_bytes
+    if cap < LARGE:
+        free(p)
+    elif n_blocks == MAX_BLOCKS or pool_bytes + <size_t>cap > MAX_POOL:
+        munmap(p, cap)
+    else:
+        blocks[n_blocks].p = p
+        blocks[n_blocks].cap = cap
+        n_blocks += 1
+        pool_bytes += cap
+
+
+cdef Buffer borrow():
+    """An empty buffer, which may have room already; give it back with `give()`."""
+    global spare_bytes, uses
+    cdef Buffer buffer
+    uses += 1
+    if not spares:
+        return Buffer()
+    buffer = spares.pop()
+    spare_bytes -= buffer.cap
+    return buffer
+
+
+cdef void give(Buffer buffer):
+    """Takes a borrowed buffer back, with nothing in it that anybody needs."""
+    global spare_bytes
+    if buffer.cap <= SPARE and len(spares) < MAX_SPARES:
+        buffer.head = buffer.end = 0
+        spares.append(buffer)
+        spare_bytes += buffer.cap
+
+
+cpdef Py_ssize_t pooled():
+    """Bytes that wait to be used again."""
+    return <Py_ssize_t>pool_bytes + spare_bytes
+
+
+cpdef bint trim():
+    """Gives back what was not used since the last call; True if some is left to look at again."""
+    global n_blocks, pool_bytes, spare_bytes, trimmed
+    if uses != trimmed:
+        trimmed = uses
+        return n_blocks > 0 or len(spares) > 0
+    while n_blocks:
+        n_blocks -= 1
+        munmap(blocks[n_blocks].p, blocks[n_blocks].cap)
+    pool_bytes = 0
+    spares.clear()
+    spare_bytes = 0
+    return False
+
+
 cdef class Buffer:
     """Bytes between `head` and `end` of a block that grows and is given back when empty."""
 
@@ -181,7 +295,7 @@ cdef class Buffer:
         self.head = self.end = self.cap = 0
 
     def __dealloc__(self):
-        free(self.p)
+        free_block(self.p, self.cap)
 
     def __len__(self):
         return self.end - self.head
@@ -204,9 +318,16 @@ cdef class Buffer:
         cap = self.cap * 2 if self.cap else 512
         if cap < self.end + n:
             cap = self.end + n
-        grown = <uint8_t*>realloc(self.p, cap)
-        if grown is NULL:
-            raise MemoryError
+        if cap < LARGE:
+            grown = <uint8_t*>realloc(self.p, cap)
+            if grown is NULL:
+                raise MemoryError
+        else:
+            grown = new_block(&cap)
+            if grown is NULL:
+                raise MemoryError
+            memcpy(grown, self.p, self.end)
+            free_block(self.p, self.cap)
         self.p = grown
         self.cap = cap
         return 0
@@ -219,7 +340,7 @@ cdef class Buffer:
 
     cdef void drop(self) noexcept:
         """Gives the block back."""
-        free(self.p)
+        free_block(self.p, self.cap)
         self.p = NULL
         self.head = self.end = self.cap = 0
 

@@ -159,6 +159,7 @@ class Registry:
         if claim is None:
             claim = Owner(conn, flags)
             conn.names[name.text] = name
+            conn.forget_verdicts()
             conn.user.names += 1
             if flags & REPLACE_EXISTING and name.queue:
                 name.queue.insert(1, claim)
@@ -173,6 +174,7 @@ class Registry:
     def unqueue(self, name: Name, claim: Owner) -> None:
         name.queue.remove(claim)
         del claim.conn.names[name.text]
+        claim.conn.forget_verdicts()
         claim.conn.user.names -= 1
 
     def promote(self, name: Name, old: Connection | None) -> None:

@@ -18,10 +18,11 @@ or UNKNOWN if only the name is known; the rule a dict of the arguments of a clas
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .policy_rules import UNKNOWN, ConnectRule, Facts, MessageRule, OwnRule, holds
+from .policy_rules import UNKNOWN, ConnectRule, Facts, MessageRule, OwnRule, holds, holds_below
 
 if TYPE_CHECKING:
     from .policy_rules import Connection, Message
@@ -44,12 +45,15 @@ def without_overridden(rules: list[MessageRule]) -> list[MessageRule]:
 ALL_TYPES = 0b11111
 
 
-def open_types(rules: list[MessageRule], unrequested: bool, eavesdropping: bool) -> int:
+def open_types(
+    rules: list[MessageRule], unrequested: bool, eavesdropping: bool, known: bool = False
+) -> int:
     """The message types, as bits, that are allowed without a look at the message.
 
     Bit 0 stands for types that nobody knows. A type is open if, read from the end, there is an
     unconditional allow before any deny. The answer covers unrequested replies and (for rules about
-    receiving) eavesdropped messages only where it was asked to."""
+    receiving) eavesdropped messages only where it was asked to. `known`: all the rules are about
+    the other side as it is."""
     types = 0
     for bit in range(5):
         for rule in reversed(rules):
@@ -61,7 +65,7 @@ def open_types(rules: list[MessageRule], unrequested: bool, eavesdropping: bool)
                 break
             if rule.log:
                 break  # somebody wants to read about it
-            if not rule.unconditional:
+            if not (rule.plain if known else rule.unconditional):
                 continue
             if eavesdropping and not rule.send and not rule.eavesdrop:
                 continue
@@ -106,6 +110,17 @@ def candidates(
     return found
 
 
+def places(general: list[int], named: dict[bytes, list[int]], conn: Connection) -> list[int]:
+    """Of the rules that `by_peer()` sorted, those that can be about this connection, in order."""
+    found = set(general)
+    for some in candidates(named, conn, None):
+        found.update(some)
+    return sorted(found)
+
+
+_numbers = itertools.count(1)
+
+
 class ClientPolicy:
     """The rules that hold for one kind of client, and the decisions that follow from them.
 
@@ -117,10 +132,11 @@ class ClientPolicy:
     always yes. `receive_open_direct`: always yes to what is not eavesdropped. `send_types` and
     `receive_types`: bit t is set if messages of type t may always be sent, or received without
     eavesdropping, unless they are replies that nobody requested. All of them leave it to the caller
-    to refuse message types above 4."""
+    to refuse message types above 4. `number` tells it from all other policies there ever were."""
 
     def __init__(self, rules: Iterable[MessageRule | OwnRule]) -> None:
         """`rules` in the order in which they apply."""
+        self.number = next(_numbers)
         sends: list[MessageRule] = []
         receives: list[MessageRule] = []
         self.owns: list[OwnRule] = []
@@ -217,6 +233,20 @@ class ClientPolicy:
         if not allowed or self.log:
             self.matched = len(self.fitting_receives(msg, sender, eavesdropping, requested_reply))
         return allowed
+
+    def types_to(self, receiver: Connection) -> int:
+        """`send_types` for messages to this receiver, as long as it has the names it has."""
+        rules = []
+        for i in places(self.general_sends, self.named_sends, receiver):
+            rule: MessageRule = self.sends[i]
+            if rule.prefix is None or holds_below(receiver, rule.prefix):
+                rules.append(rule)
+        return open_types(rules, False, False, True)
+
+    def types_from(self, sender: Connection) -> int:
+        """`receive_types` for messages from this sender, as long as it has the names it has."""
+        found = places(self.general_receives, self.named_receives, sender)
+        return open_types([self.receives[i] for i in found], False, False, True)
 
     def may_own(self, name: bytes) -> bool:
         """Whether the client may own this well-known name, or queue for it."""

@@ -10,7 +10,7 @@ cdef class Facts:
     cdef readonly bytes path, interface, member, error, destination, sender
 
 cdef class MessageRule:
-    cdef readonly bint allow, send, requested_reply, eavesdrop, log, blanket, unconditional
+    cdef readonly bint allow, send, requested_reply, eavesdrop, log, blanket, plain, unconditional
     cdef readonly int type, broadcast, line
     cdef readonly long min_fds, max_fds
     cdef readonly bytes path, interface, member, error, peer, prefix

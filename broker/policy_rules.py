@@ -121,6 +121,7 @@ class MessageRule:
         "min_fds",
         "path",
         "peer",
+        "plain",
         "prefix",
         "requested_reply",
         "send",
@@ -174,18 +175,18 @@ class MessageRule:
             and peer is None
             and prefix is None
         )
-        # Nothing but "is it a reply" and "is it eavesdropped" is left to ask, for its type.
-        self.unconditional = (
+        # Once it is known who the other side is, nothing but "is it a reply" and "is it
+        # eavesdropped" is left to ask, for its type.
+        self.plain = (
             path is None
             and interface is None
             and member is None
             and error is None
-            and peer is None
-            and prefix is None
             and broadcast == EITHER
             and min_fds <= 0
             and max_fds >= MAX_FDS
         )
+        self.unconditional = self.plain and peer is None and prefix is None
 
     def fits(self, facts: Facts) -> bool:
         """Whether the rule is about such a message, whoever sends or receives it."""

@@ -4,7 +4,7 @@ from libc.stdint cimport int64_t, uint8_t
 
 from .accounting cimport Accounts
 from .fds cimport FdSet
-from .mem cimport Buffer, Ring, copy, of_bytes, store32, take, view, zero
+from .mem cimport Buffer, Ring, borrow, copy, give, of_bytes, store32, take, view, zero
 from .message cimport Message
 
 cpdef bytes sender_field(bytes name, bint big)
@@ -19,6 +19,7 @@ cdef class Payload:
     cdef readonly bint loaned
     cdef public Py_ssize_t holders
     cdef object owner
+    @cython.locals(data=Buffer)
     cpdef void pin(self)
 
 cdef class Segment:
@@ -38,17 +39,17 @@ cdef class Queue:
     cdef readonly Py_ssize_t n_fds
     cdef public bint dirty
 
-    @cython.locals(payload=Payload)
+    @cython.locals(payload=Payload, tail=Buffer, fds=FdSet)
     cdef Py_ssize_t push(self, Message msg, const uint8_t* head, Py_ssize_t head_len, bytes field, int64_t user) except -1
     cpdef preface(self, bytes data)
     cdef void seal(self)
+    @cython.locals(tail=Buffer)
     cpdef void sent(self, Py_ssize_t n)
     @cython.locals(segment=Segment)
     cdef Py_ssize_t drop_segments(self, Py_ssize_t n)
     cpdef void skip(self)
     @cython.locals(segment=Segment)
     cpdef void clear(self)
-    cpdef void idle(self)
     @cython.locals(segment=Segment)
     cpdef bytes peek(self)
     @cython.locals(segment=Segment)

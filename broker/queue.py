@@ -23,12 +23,10 @@ from .mem import Buffer, Ring
 from .message import Message
 
 if not cython.compiled:
-    from .mem import copy, of_bytes, store32, take, view, zero
+    from .mem import borrow, copy, give, of_bytes, store32, take, view, zero
 
 # Bodies from this size on are queued by reference.
 BIG = 16384
-# A tail buffer larger than this is given back when it is empty.
-KEEP = 65536
 # A full tail with this much in it grows no more, another one follows it: to move all that waits
 # for a slow reader would cost time as its backlog grows.
 RUN = 131072
@@ -54,9 +52,10 @@ class Payload:
         self.owner: Any | None = None
 
     def pin(self) -> None:
-        data = take(self.p, 0, self.size)
+        data = Buffer()
+        data.append(self.p, 0, self.size)
         self.owner = data
-        self.p = of_bytes(data)
+        self.p = data.p
         self.loaned = False
 
 
@@ -89,11 +88,13 @@ def payload_run(payload: Payload) -> Segment:
 
 
 class Queue:
-    """One receiver's queue: `segments`, then `tail`, whose first byte carries `tail_fds`."""
+    """One receiver's queue: `segments`, then `tail`, whose first byte carries `tail_fds`.
+
+    An empty queue has no tail: buffers are borrowed."""
 
     def __init__(self, accounts: Accounts) -> None:
         self.accounts = accounts
-        self.tail = Buffer()
+        self.tail: Buffer | None = None
         self.tail_fds: FdSet | None = None
         self.segments: list[Segment] = []
         self.charges = Ring()
@@ -111,12 +112,10 @@ class Queue:
         None the message goes out as it is (the driver's own)."""
         tail = self.tail
         fds = msg.fds
-        if fds is not None:
+        if fds is not None and tail is not None:
             # Descriptors belong to the first byte of their message: start a new run there.
-            if tail.end > tail.head:
-                self.seal()
-                tail = self.tail
-            self.tail_fds = fds
+            self.seal()
+            tail = None
         big_body = msg.body_len >= 16384
         pos = (head_len + 7) & ~7
         size = pos
@@ -125,9 +124,12 @@ class Queue:
             n_field = len(field)
             size = (pos + n_field + 7) & ~7
         need = size if big_body else size + msg.body_len
-        if tail.cap - tail.end < need and tail.end - tail.head >= 131072:
+        if tail is not None and tail.cap - tail.end < need and tail.end - tail.head >= 131072:
             self.seal()
-            tail = self.tail
+            tail = None
+        if tail is None:
+            tail = self.tail = borrow()
+            self.tail_fds = fds
         tail.reserve(need)
         base = tail.end
         copy(tail.p, base, head, 0, head_len)
@@ -153,18 +155,18 @@ class Queue:
 
     def preface(self, data: bytes) -> None:
         """Queues bytes that are no message of the bus, on the bus's own account."""
-        tail = self.tail
-        tail.append(of_bytes(data), 0, len(data))
+        if self.tail is None:
+            self.tail = borrow()
+        self.tail.append(of_bytes(data), 0, len(data))
         self.size += len(data)
         self.charges.push(len(data), 0, 0)
         self.accounts.charge(0, len(data), 0)
 
     def seal(self) -> None:
         """Turns the tail into a segment, so that what follows starts a new run."""
-        tail = self.tail
-        if tail.end > tail.head:
-            self.segments.append(buffer_run(tail, self.tail_fds))
-            self.tail = Buffer()
+        if self.tail is not None:
+            self.segments.append(buffer_run(self.tail, self.tail_fds))
+            self.tail = None
             self.tail_fds = None
 
     def sent(self, n: int) -> None:
@@ -187,10 +189,8 @@ class Queue:
             tail.head += n
             self.tail_fds = None
             if tail.head == tail.end:
-                if tail.cap > 65536:
-                    tail.drop()
-                else:
-                    tail.head = tail.end = 0
+                self.tail = None
+                give(tail)
 
     def skip(self) -> None:
         """Drops the first message (nothing of which has been sent) and discharges it."""
@@ -224,15 +224,10 @@ class Queue:
             if segment.payload is not None:
                 segment.payload.holders -= 1
         self.segments.clear()
-        self.tail.drop()
+        self.tail = None
         self.tail_fds = None
         self.size = 0
         self.n_fds = 0
-
-    def idle(self) -> None:
-        """Gives the tail's block back; called when the queue has been empty for a while."""
-        if self.size == 0:
-            self.tail.drop()
 
     # For Python callers and tests: the queue without a socket.
 
@@ -248,7 +243,8 @@ class Queue:
                 out.append(take(segment.buffer.p, segment.off, segment.end - segment.off))
             else:
                 out.append(take(segment.payload.p, segment.off, segment.end - segment.off))
-        out.append(bytes(self.tail))
+        if self.tail is not None:
+            out.append(bytes(self.tail))
         return b"".join(out)
 
     def runs(self) -> list[tuple[bytes, list[int]]]:
@@ -261,7 +257,7 @@ class Queue:
             else:
                 data = take(segment.payload.p, segment.off, segment.end - segment.off)
             parts.append((segment.fds, data))
-        if len(self.tail):
+        if self.tail is not None:
             parts.append((self.tail_fds, bytes(self.tail)))
         for fds, data in parts:
             if fds is None and out:

@@ -1,6 +1,6 @@
 # cython: language_level=3
 cimport cython
-from libc.stdint cimport uint8_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from .accounting cimport Accounts, User
 from .atoms cimport Atom, Atoms
@@ -11,6 +11,8 @@ from .message cimport Message
 from .names cimport Name, Registry
 from .queue cimport Queue
 from .replies cimport Replies, Slot
+
+cdef int _NEW, _ACTIVE, _MONITOR, _CLOSED
 
 cdef class Router:
     cdef public object front
@@ -61,6 +63,10 @@ cdef class Router:
     cpdef show(self, bytes wire)
     cdef enqueue(self, Connection dest, Message msg, Connection sender, User user)
     cpdef stir(self, Connection conn)
+    @cython.locals(number=uint32_t, slot=uint32_t)
+    cdef int types_to(self, Connection sender, Connection receiver) except -1
+    @cython.locals(number=uint32_t, slot=uint32_t)
+    cdef int types_from(self, Connection sender, Connection receiver) except -1
     cdef bint may_send(self, Connection conn, Connection addressed, Connection proposed, Message msg, bint requested) except -1
     cdef bint may_receive(self, Connection conn, Connection addressed, Connection proposed, Message msg, bint requested) except -1
     cpdef refuse(self, Connection conn, Message msg, str code, str text)

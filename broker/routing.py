@@ -35,6 +35,9 @@ from .replies import Replies
 if not cython.compiled:
     from .mem import of_bytes, same
 
+# Copies that are C integers when compiled.
+_NEW, _ACTIVE, _MONITOR, _CLOSED = NEW, ACTIVE, MONITOR, CLOSED
+
 DRIVER = b"org.freedesktop.DBus"
 NOT_ACTIVE = b":not.active.yet"
 
@@ -117,7 +120,7 @@ class Router:
         """Routes one valid message that `conn` sent."""
         self.n_messages += 1
         self.head = None
-        if conn.state != ACTIVE:
+        if conn.state != _ACTIVE:
             self.dispatch_inactive(conn, msg)
             return
         if msg.dest_len < 0:
@@ -150,7 +153,7 @@ class Router:
 
     def dispatch_inactive(self, conn: Connection, msg: Message) -> None:
         # A connection that is not registered may say Hello and nothing else; a monitor nothing.
-        if conn.state == NEW:
+        if conn.state == _NEW:
             if msg.dest_len >= 0 and same(msg.p, msg.dest_off, msg.dest_len, DRIVER):
                 if (
                     msg.type == 1
@@ -177,7 +180,7 @@ class Router:
             if self.monitors:
                 self.capture(msg, conn, None)
             self.front.misbehaved(conn, msg)
-        elif conn.state == MONITOR:
+        elif conn.state == _MONITOR:
             self.front.misbehaved(conn, msg)
 
     def no_owner(self, conn: Connection, msg: Message) -> None:
@@ -195,7 +198,7 @@ class Router:
 
     def deliver_kept(self, conn: Connection, msg: Message, dest: Connection) -> None:
         """Routes a message that waited for an activation to the name's new owner."""
-        if conn.state == ACTIVE and dest.state == ACTIVE:
+        if conn.state == _ACTIVE and dest.state == _ACTIVE:
             self.head = None
             self.unicast(conn, dest, msg)
             self.head = None
@@ -266,13 +269,21 @@ class Router:
         for conn in self.match_index.collect(msg, sender, dest):
             plain = msg.reply_serial == 0 and msg.dest_len < 0
             if sender is not None and not (
-                sender.send_open or (plain and (sender.send_types >> msg.type) & 1)
+                sender.send_open
+                or (plain and (sender.send_types >> msg.type) & 1)
+                or (plain and (self.types_to(sender, conn) >> msg.type) & 1)
             ):
                 policy = sender.policy
                 if not policy.may_send(self, msg, conn, False):
                     self.front.capture_denied(sender, conn, msg, SEND_DENIED, policy)
                     continue
-            if not (conn.receive_open or (plain and (conn.receive_types >> msg.type) & 1)):
+            if not (
+                conn.receive_open
+                or (plain and (conn.receive_types >> msg.type) & 1)
+                or (
+                    plain and sender is not None and (self.types_from(sender, conn) >> msg.type) & 1
+                )
+            ):
                 policy = conn.policy
                 if not policy.may_receive(self, msg, sender, dest, conn, False):
                     self.front.capture_denied(sender, conn, msg, RECEIVE_DENIED, policy)
@@ -303,7 +314,7 @@ class Router:
         if dest is None:
             self.broadcast(msg, None, None)
             return
-        if dest.state == CLOSED or dest.state == MONITOR:
+        if dest.state == _CLOSED or dest.state == _MONITOR:
             return
         if dest.id and not dest.receive_open:
             policy = dest.policy
@@ -388,8 +399,11 @@ class Router:
             return False
         if conn.send_open:
             return True
-        if (conn.send_types >> msg.type) & 1 and (requested or msg.reply_serial == 0):
-            return True
+        if requested or msg.reply_serial == 0:
+            if (conn.send_types >> msg.type) & 1:
+                return True
+            if proposed is not None and (self.types_to(conn, proposed) >> msg.type) & 1:
+                return True
         policy = conn.policy
         if policy.may_send(self, msg, proposed, requested):
             if policy.log:
@@ -408,13 +422,36 @@ class Router:
     ) -> bool:
         if proposed.receive_open:
             return True
-        if (proposed.receive_types >> msg.type) & 1 and (requested or msg.reply_serial == 0):
-            return True
+        if requested or msg.reply_serial == 0:
+            if (proposed.receive_types >> msg.type) & 1:
+                return True
+            if addressed is proposed and (self.types_from(conn, proposed) >> msg.type) & 1:
+                return True
         policy = proposed.policy
         if policy.may_receive(self, msg, conn, addressed, proposed, requested):
             return True
         self.complain(conn, proposed, msg, ACCESS_DENIED, RECEIVE_DENIED, policy.matched, requested)
         return False
+
+    def types_to(self, sender: Connection, receiver: Connection) -> int:
+        """The message types, as bits, that `sender` may send to `receiver`, unrequested replies
+        aside, whatever else is in them."""
+        number = sender.policy_number
+        slot = number & 3
+        if receiver.to_keys[slot] != number:
+            receiver.to_types[slot] = sender.policy.types_to(receiver)
+            receiver.to_keys[slot] = number
+        return receiver.to_types[slot]
+
+    def types_from(self, sender: Connection, receiver: Connection) -> int:
+        """The message types that `receiver` may get from `sender`, likewise, if sent to it or to
+        everybody."""
+        number = receiver.policy_number
+        slot = number & 3
+        if sender.from_keys[slot] != number:
+            sender.from_types[slot] = receiver.policy.types_from(sender)
+            sender.from_keys[slot] = number
+        return sender.from_types[slot]
 
     def complain(
         self,

@@ -33,10 +33,6 @@ class Credentials:
 
     `close()` when the socket is: its number will soon be another's."""
 
-    __slots__ = (
-        "_fd", "_groups", "_groups_asked", "_label", "_label_asked", "gid", "pid", "uid",
-    )  # fmt: skip
-
     def __init__(self, fd: int) -> None:
         self.uid: int | None = None
         self.gid: int | None = None

@@ -9,20 +9,19 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from jitney.broker.bus import Bus
+from jitney.broker.connection import Connection
 from jitney.broker.errors import ACCESS_DENIED, Refused
+from jitney.broker.message import Message
 from jitney.broker.policy import NO_UID
 
+from .auth import Auth
 from .config.names import at_console, settle, user_groups
 from .errors import LIMITS_EXCEEDED, NAMES, NO_REPLY, NOT_SUPPORTED, SERVICE_UNKNOWN, DBusError
+from .peer import Peer
 
 if TYPE_CHECKING:
-    from jitney.broker.bus import Bus
-    from jitney.broker.connection import Connection
-    from jitney.broker.message import Message
     from jitney.broker.policy import ClientPolicy, PolicySet
-
-    from .auth import Auth
-    from .peer import Peer
 
 DRIVER = "org.freedesktop.DBus"
 TYPES = {1: "method_call", 2: "method_return", 3: "error", 4: "signal"}

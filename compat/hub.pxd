@@ -5,7 +5,7 @@ from libc.stdint cimport uint8_t
 from jitney.broker.bus cimport Bus
 from jitney.broker.connection cimport Connection
 from jitney.broker.fds cimport FdSet
-from jitney.broker.mem cimport Buffer, copy, of_bytes, take, view
+from jitney.broker.mem cimport Buffer, copy, of_bytes, pooled, take, trim, view
 from jitney.broker.message cimport Message, frame_size
 from jitney.broker.queue cimport Payload, Queue, Segment
 
@@ -15,7 +15,9 @@ from .peer cimport Peer
 from .sysio cimport Intake, Outlet, Poller, close_socket, send_one
 
 cdef Py_ssize_t RECEIVE
-cdef int _EAGAIN
+cdef Py_ssize_t LARGE
+cdef Py_ssize_t KEEP
+cdef int _EAGAIN, _OPEN, _CLOSED, _WRITABLE
 
 cdef class Hub:
     cdef readonly Bus bus
@@ -35,6 +37,7 @@ cdef class Hub:
     cdef public bint stirred
     cdef readonly Acceptor acceptor
     cdef object timer
+    cdef object trimmer
     cdef double timer_at
     cdef Py_ssize_t max_message
     cdef Py_ssize_t max_message_fds
@@ -59,12 +62,13 @@ cdef class Hub:
     cdef bint route(self, Peer peer, Buffer buffer, Py_ssize_t size) except -1
     @cython.locals(payload=Payload)
     cdef settle(self)
-    @cython.locals(conn=Connection, peer=Peer)
+    @cython.locals(conn=Connection, peer=Peer, i=Py_ssize_t, dirty=list)
     cpdef flush(self)
     cpdef send(self, Peer peer)
     cdef broken(self, Peer peer)
+    @cython.locals(queue=Queue, tail=Buffer)
     cdef send_queue(self, Peer peer)
-    @cython.locals(segment=Segment)
+    @cython.locals(segment=Segment, tail=Buffer)
     cdef Py_ssize_t gather(self, Queue queue) except -1
     cdef unsent(self, Peer peer, int code)
     cpdef retry(self, Peer peer)

@@ -36,7 +36,7 @@ from .peer import CLOSED, OPEN, Peer
 from .sysio import WRITABLE, Intake, Outlet, Poller, close_socket
 
 if not cython.compiled:
-    from jitney.broker.mem import copy, of_bytes, take, view
+    from jitney.broker.mem import copy, of_bytes, pooled, take, trim, view
     from jitney.broker.message import frame_size
 
     from .sysio import send_one
@@ -44,8 +44,18 @@ if not cython.compiled:
 RECEIVE = 262144
 """Size in bytes of the receive buffer that all peers share."""
 
+LARGE = 32768
+"""From this size in bytes on a message that did not come whole gets a buffer of its own."""
+
 MAX_MESSAGE = 134217728
+UNUSED = 1.0
+"""Seconds after which buffers that nobody uses any more go back to the system."""
+KEEP = 262144
+"""Bytes in unused buffers that are not worth a timer."""
+
+# Copies that are C integers when compiled.
 _EAGAIN = errno.EAGAIN
+_OPEN, _CLOSED, _WRITABLE = OPEN, CLOSED, WRITABLE
 _SHORT = frozenset({errno.ENOBUFS, errno.ENOMEM})
 
 
@@ -71,6 +81,7 @@ class Hub:
         self.stirred = False
         self.timer: Any = None
         self.timer_at = 0.0
+        self.trimmer: Any = None
         self.max_message = MAX_MESSAGE
         self.max_message_fds = 0
         self.set_limits()
@@ -98,8 +109,9 @@ class Hub:
         for peer in self.peers:
             if peer is not None:
                 self.drop(peer)
-        if self.timer is not None:
-            self.timer.cancel()
+        for timer in (self.timer, self.trimmer):
+            if timer is not None:
+                timer.cancel()
         if isinstance(self.loop, BusLoop):
             self.loop.release()
         else:
@@ -129,7 +141,7 @@ class Hub:
         self.n_peers += 1
         # Whoever connects speaks first, and most have done so by now.
         self.read_auth(peer)
-        if peer.state != CLOSED and (peer.conn is None or peer.conn.id == 0):
+        if peer.state != _CLOSED and (peer.conn is None or peer.conn.id == 0):
             when = self.bus.clock() + self.bus.limits.auth_timeout / 1000
             self.incomplete[peer] = when
             self.alarm(when)
@@ -172,6 +184,10 @@ class Hub:
         if following:
             self.alarm(min(following))
         self.flush()
+
+    def tidy(self) -> None:
+        """Memory that a burst left in the pool goes back when it has not been used for a while."""
+        self.trimmer = self.loop.call_later(UNUSED, self.tidy) if trim() else None
 
     # Reading
 
@@ -224,12 +240,12 @@ class Hub:
                     self.settle()
                 continue
             # An event may be about a socket that had this number before.
-            if events & WRITABLE and peer.state == OPEN:
+            if events & _WRITABLE and peer.state == _OPEN:
                 self.send(peer)
-                if events == WRITABLE or peer.state == CLOSED:
+                if events == _WRITABLE or peer.state == _CLOSED:
                     continue
             try:
-                if peer.state == OPEN:
+                if peer.state == _OPEN:
                     self.read(peer)
                 else:
                     self.read_auth(peer)
@@ -295,7 +311,7 @@ class Hub:
         peer.auth = None
         peer.conn = conn
         peer.with_fds = auth.unix_fds
-        peer.state = OPEN
+        peer.state = _OPEN
         if not peer.with_fds:
             self.discard_fds(peer)
         leftover = auth.leftover
@@ -322,7 +338,7 @@ class Hub:
         else:
             have = partial.end - partial.head
             want = peer.wanted - have
-            if peer.wanted > RECEIVE:
+            if peer.wanted > LARGE:
                 # A large message fills a buffer of its own; what follows lands in the shared one.
                 got = intake.recv(
                     peer.fd, partial.p, partial.end, want, peer.with_fds, buffer.p, RECEIVE
@@ -404,7 +420,7 @@ class Hub:
             buffer.head += size
         if have:
             partial = Buffer()
-            partial.reserve(peer.wanted if peer.wanted > RECEIVE else have)
+            partial.reserve(peer.wanted if peer.wanted > LARGE else have)
             partial.append(buffer.p, buffer.head, have)
             peer.partial = partial
 
@@ -435,7 +451,7 @@ class Hub:
                     else:
                         payload.owner = buffer
                         payload.loaned = False
-        return peer.state == OPEN
+        return peer.state == _OPEN
 
     def settle(self) -> None:
         """The shared buffer will be used again: send what refers to it, copy what is left."""
@@ -466,8 +482,10 @@ class Hub:
             i += 1
             conn.queue.dirty = False
             peer = conn.transport
-            if peer is not None and not peer.blocked and peer.state == OPEN:
+            if peer is not None and not peer.blocked and peer.state == _OPEN:
                 self.send(peer)
+        if self.trimmer is None and pooled() > KEEP:
+            self.trimmer = self.loop.call_later(UNUSED, self.tidy)
         dirty.clear()
         bus.flushing = False
 
@@ -506,7 +524,6 @@ class Hub:
         if peer.blocked:
             peer.blocked = False
             self.poller.modify(peer.fd, True, False)
-            queue.idle()
 
     def gather(self, queue: Queue) -> int:
         """Fills the outlet with the queue's first run; its size in bytes."""
@@ -525,7 +542,7 @@ class Hub:
             if not more:
                 return outlet.size
         tail = queue.tail
-        if tail.end > tail.head:
+        if tail is not None:
             if first:
                 outlet.start(queue.tail_fds)
             elif queue.tail_fds is not None:
@@ -555,7 +572,7 @@ class Hub:
             self.drop(peer)
 
     def retry(self, peer: Peer) -> None:
-        if peer.state == OPEN:
+        if peer.state == _OPEN:
             self.poller.modify(peer.fd, True, True)
 
     def block(self, peer: Peer) -> None:
@@ -568,9 +585,9 @@ class Hub:
 
     def drop(self, peer: Peer) -> None:
         """Ends a peer's connection, whatever state it is in."""
-        if peer.state == CLOSED:
+        if peer.state == _CLOSED:
             return
-        peer.state = CLOSED
+        peer.state = _CLOSED
         fd = peer.fd
         self.peers[fd] = None
         self.n_peers -= 1

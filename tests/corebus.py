@@ -14,6 +14,7 @@ from jitney.compat import wire
 class OpenPolicy:
     """Lets everything pass."""
 
+    number = 1
     send_open = receive_open = True
     send_types = receive_types = 0b11110
 
