@@ -67,7 +67,8 @@ summary { cursor: pointer; }
 .charts { grid-template-columns: repeat(auto-fill, minmax(min(100%, 310px), 1fr)); }
 .wide svg { max-width: 540px; }
 .charts svg { max-width: 420px; }
-figure { margin: 0; min-width: 0; }
+figure { margin: 0; min-width: 0; max-width: 540px; }
+.charts figure { max-width: 420px; }
 figcaption { font-size: .82rem; margin-bottom: .25rem; display: flex; gap: .5rem;
   justify-content: space-between; align-items: baseline; }
 figcaption b { color: var(--ink); font-weight: 600; font-size: .9rem; }
