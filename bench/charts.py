@@ -18,7 +18,7 @@ from .table import CROSS, TICK, Bar, reaches
 
 KNOWN = {"dbus-broker": ("square", 2), "dbus-daemon": ("diamond", 3), "busd": ("triangle", 4)}
 OURS = (("circle", 0), ("ring", 1))
-TORN, FAR = 4, 6
+TORN, FAR = 8, 6
 OTHERS = (("wedge", 5), ("bar", 6), ("bow", 7))
 
 BY, TO, NONE = "\u00d7", "\u2013", "\u2013"
@@ -152,7 +152,7 @@ def bars(ident: str, title: str, name: str, found: Mapping[str, Summary], look: 
     width, left, right, step = 340.0, 112.0, 64.0, 22.0
     kind = metric(name)
     drawing = _rows(ident, title, name, found, look, width, step)
-    most = _longest(found.values())
+    most = _longest(found.values(), kind.least)
     scale = Scale(0, most if most > 0 else 1, left, width - right)
     drawing.line((left, 4), (left, step * len(found) + 4), "one")
     for place, (broker, was) in enumerate(found.items()):
@@ -170,11 +170,11 @@ def bars(ident: str, title: str, name: str, found: Mapping[str, Summary], look: 
     return str(drawing)
 
 
-def _longest(found: Iterable[Summary]) -> float:
+def _longest(found: Iterable[Summary], least: float) -> float:
     """What a whole bar stands for. One that is many times as long as all others is torn off, so
-    that something can be seen of those."""
+    that something can be seen of those; not where they are as good as nothing."""
     rows = sorted(found, key=lambda was: was.median)
-    if len(rows) > 2 and rows[-1].median > TORN * rows[-2].median > 0:
+    if len(rows) > 2 and rows[-1].median > TORN * rows[-2].median > TORN * least:
         return max(was.high for was in rows[:-1]) * 1.4
     return max((was.high for was in rows), default=0)
 

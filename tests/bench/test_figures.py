@@ -33,6 +33,12 @@ def test_ratio_is_taken_round_by_round() -> None:
     assert ratio(rows(120, 60, 130), rows(100, 50, 100), "rate") == Summary(1.2, 1.2, 1.3)
 
 
+def test_next_to_nothing_is_not_many_times_nothing() -> None:
+    few, none = rows(0.0002, 0.0, name="switches"), rows(0.0001, 0.0, name="switches")
+    assert ratio(few, none, "switches") == Summary(1, 1, 1)
+    assert ratio(rows(0.03, name="switches"), none, "switches") == Summary(3, 3, 3)
+
+
 def test_ratio_leaves_out_pairs_that_lack_a_side() -> None:
     a = [{"rate": 1.0}, {}, {"rate": 3.0}, {"rate": 8.0}, {"rate": 9.0}]
     b = [{"rate": 2.0}, {"rate": 1.0}, {}, {"rate": 0.0}]
