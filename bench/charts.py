@@ -18,7 +18,7 @@ from .table import CROSS, TICK, Bar, reaches
 
 KNOWN = {"dbus-broker": ("square", 2), "dbus-daemon": ("diamond", 3), "busd": ("triangle", 4)}
 OURS = (("circle", 0), ("ring", 1))
-TORN = 4
+TORN, FAR = 8, 6
 OTHERS = (("wedge", 5), ("bar", 6), ("bow", 7))
 
 BY, TO, NONE = "\u00d7", "\u2013", "\u2013"
@@ -59,8 +59,8 @@ def sign_alone(sign: Sign) -> str:
 def overview(
     ident: str, results: Results, name: str, reference: str, look: Signs, bar: Bar | None = None
 ) -> str:
-    """A row a scenario, a sign a broker: its ratio to the reference, on a log axis. "" if there
-    is nothing to compare."""
+    """A row a scenario, a sign a broker: its ratio to the reference, on a log axis. What is FAR
+    off is put at the edge, with an arrow and its figure. "" if there is nothing to compare."""
     width, side, number = 420.0, 10.0, 58.0
     kind = metric(name)
     subject = results.subject()
@@ -83,7 +83,8 @@ def overview(
     figures += [limit for _, _, limit in rows if limit]
     if not rows or max(figures) <= 0:
         return ""
-    scale = log_scale(figures, side, width - number - side, least=3, keep=1.0)
+    near = [value for value in figures if 1 / FAR < value < FAR]
+    scale = log_scale(near, side, width - number - side, least=3, keep=1.0)
     one = scale.at(1.0)
     drawing = Drawing(
         ident,
@@ -95,7 +96,10 @@ def overview(
     top, y = 34.0, 34.0
     marks: list[tuple[float, str, dict[str, Summary], float | None, dict[str, int], int]] = []
     for title, found, limit in rows:
-        spans = [(scale.at(s.low) - 5, scale.at(s.high) + 5) for s in found.values()]
+        spans = []
+        for was in found.values():
+            room = 58 if was.median > scale.high else 5, 58 if was.median < scale.low else 5
+            spans.append((scale.at(was.low) - room[0], scale.at(was.high) + room[1]))
         lane = dict(zip(found, lanes(spans, 1), strict=True))
         deep = max(lane.values()) + 1
         marks.append((y, title, found, limit, lane, deep))
@@ -125,11 +129,14 @@ def overview(
         for broker in reversed(found):
             was = found[broker]
             y_mark = y_row + 18 + 13 * lane[broker]
+            kind_of, x = look[broker].kind, scale.at(was.median)
             drawing.tip(f"{title}, {broker}: {_times(was)}")
-            drawing.range(
-                scale.at(was.low), scale.at(was.high), y_mark, f"whisker {look[broker].kind}"
-            )
-            drawing.mark(look[broker].shape, (scale.at(was.median), y_mark), 4.6, look[broker].kind)
+            drawing.range(scale.at(was.low), scale.at(was.high), y_mark, f"whisker {kind_of}")
+            drawing.mark(look[broker].shape, (x, y_mark), 4.6, kind_of)
+            if was.median > scale.high:
+                drawing.text(x - 9, y_mark + 4, f"{by(was.median)} →", "tick", "end")
+            elif was.median < scale.low:
+                drawing.text(x + 9, y_mark + 4, f"← {by(was.median)}", "tick")
             drawing.end_tip()
         if subject in found:
             text = by(found[subject].median)
@@ -145,7 +152,7 @@ def bars(ident: str, title: str, name: str, found: Mapping[str, Summary], look: 
     width, left, right, step = 340.0, 112.0, 64.0, 22.0
     kind = metric(name)
     drawing = _rows(ident, title, name, found, look, width, step)
-    most = _longest(found.values())
+    most = _longest(found.values(), kind.least)
     scale = Scale(0, most if most > 0 else 1, left, width - right)
     drawing.line((left, 4), (left, step * len(found) + 4), "one")
     for place, (broker, was) in enumerate(found.items()):
@@ -163,11 +170,11 @@ def bars(ident: str, title: str, name: str, found: Mapping[str, Summary], look: 
     return str(drawing)
 
 
-def _longest(found: Iterable[Summary]) -> float:
+def _longest(found: Iterable[Summary], least: float) -> float:
     """What a whole bar stands for. One that is many times as long as all others is torn off, so
-    that something can be seen of those."""
+    that something can be seen of those; not where they are as good as nothing."""
     rows = sorted(found, key=lambda was: was.median)
-    if len(rows) > 2 and rows[-1].median > TORN * rows[-2].median > 0:
+    if len(rows) > 2 and rows[-1].median > TORN * rows[-2].median > TORN * least:
         return max(was.high for was in rows[:-1]) * 1.4
     return max((was.high for was in rows), default=0)
 

@@ -133,10 +133,11 @@ def _list() -> int:
         reason = brokers.missing(name)
         print(f"{name:12} {reason or 'found'}")
     print()
-    for scenario in (*SCENARIOS, *SPECIALS):
-        print(f"{scenario.id:26} {scenario.group:12} {scenario.title}")
-    for growth in GROWTHS:
-        print(f"{'growth-' + growth.id:26} {'growth':12} {growth.title}")
+    rows = [(entry.id, entry.group, entry.title) for entry in SCENARIOS]
+    rows += [(entry.id, entry.group, entry.title) for entry in SPECIALS]
+    rows += [(f"growth-{entry.id}", "growth", entry.title) for entry in GROWTHS]
+    for row in rows:
+        print("{:26} {:12} {}".format(*row))
     return 0
 
 

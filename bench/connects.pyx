@@ -71,11 +71,22 @@ cdef int tell(int fd, bytes data) noexcept:
     return FINE if c_send(fd, PyBytes_AS_STRING(data), n, MSG_NOSIGNAL) == n else CLOSED
 
 
-def connects(path, double seconds, bint pipelined, Histogram histogram, keep=0):
+def connects(path, double seconds, bint pipelined, Histogram histogram):
     """Connects, authenticates, says Hello and leaves, again and again; (how often, seconds).
 
     `pipelined`: all that the client has to say in one write, as sd-bus and GLib can; else step by
-    step, as libdbus does. With `keep` that many are made and stay: (their descriptors, seconds)."""
+    step, as libdbus does."""
+    cdef uint64_t started = now()
+    made = run(path, seconds, pipelined, histogram, 0)
+    return made, (now() - started) / 1e9
+
+
+def stay(path, int count):
+    """Connections that have said Hello, and say no more; their descriptors, to be closed."""
+    return run(path, 0.0, True, Histogram(), count)
+
+
+cdef object run(path, double seconds, bint pipelined, Histogram histogram, int keep):
     cdef sockaddr_un addr
     cdef uint8_t buf[4096]
     cdef Py_ssize_t have
@@ -133,4 +144,4 @@ def connects(path, double seconds, bint pipelined, Histogram histogram, keep=0):
             close(fd)
         histogram.add(now() - t)
         made += 1
-    return (kept if wanted else made), (now() - started) / 1e9
+    return kept if wanted else made

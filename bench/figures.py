@@ -19,13 +19,15 @@ Row = dict[str, float]
 @dataclass(frozen=True)
 class Metric:
     """A kind of figure. `more`: more of it is better. `floor`: a difference up to this share is
-    taken for noise, however steady the rounds look."""
+    taken for noise, however steady the rounds look. `least`: less is as good as this, so that
+    next to nothing is not many times as much as nothing."""
 
     label: str
     unit: str
     more: bool = False
     digits: int = 0
     floor: float = 0.10
+    least: float = 0.0
 
     def show(self, value: float) -> str:
         """`value` as text, without its unit."""
@@ -45,13 +47,13 @@ METRICS: dict[str, Metric] = {
     "cpu_us": Metric("CPU", "µs/message", digits=2),
     "p50_us": Metric("Latency p50", "µs", digits=1),
     "p99_us": Metric("Latency p99", "µs", digits=1, floor=0.25),
-    "p999_us": Metric("Latency p99.9", "µs", digits=1, floor=0.50),
-    "syscalls": Metric("System calls", "/message", digits=2),
-    "switches": Metric("Context switches", "/message", digits=3, floor=0.25),
+    "p999_us": Metric("Latency p99.9", "µs", digits=1, floor=2.0),
+    "syscalls": Metric("System calls", "/message", digits=2, least=0.01),
+    "switches": Metric("Context switches", "/message", digits=3, floor=0.25, least=0.01),
     "rss_kb": Metric("Memory", "KiB"),
     "peak_kb": Metric("Memory, peak", "KiB"),
     "after_kb": Metric("Memory, after the load", "KiB"),
-    "idle_bytes": Metric("Memory of an idle connection", "bytes"),
+    "idle_bytes": Metric("Memory of an idle connection", "bytes", least=100),
     "start_ms": Metric("Start", "ms", digits=1, floor=0.25),
 }
 
@@ -105,12 +107,13 @@ def summarised(rounds: Iterable[Row], name: str) -> Summary | None:
 
 
 def ratio(a_rounds: Sequence[Row], b_rounds: Sequence[Row], name: str) -> Summary | None:
-    """a/b, pair by pair, summarised. Pairs that lack the metric on either side, or where b has 0,
-    are left out; None if no pair is left."""
+    """a/b, pair by pair, summarised; figures below the metric's `least` count as that. Pairs that
+    lack the metric on either side, or where b has 0, are left out; None if no pair is left."""
+    least = metric(name).least
     found = [
-        a[name] / b[name]
+        max(a[name], least) / max(b[name], least)
         for a, b in zip(a_rounds, b_rounds, strict=False)
-        if name in a and b.get(name)
+        if name in a and name in b and max(b[name], least) > 0
     ]
     return summary(found) if found else None
 

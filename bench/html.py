@@ -54,7 +54,8 @@ class _Page:
         self.idents = (f"chart{number}" for number in count(1))
         self.groups: dict[str, list[Scenario]] = {}
         for scenario in results.scenarios.values():
-            self.groups.setdefault(scenario.group or "Scenarios", []).append(scenario)
+            name = scenario.group or "scenarios"
+            self.groups.setdefault(name[:1].upper() + name[1:], []).append(scenario)
 
     def render(self) -> str:
         parts = [self.head(), self.noise(), self.overview()]
@@ -162,7 +163,8 @@ class _Page:
         return (
             '<div class="scroll mean" tabindex="0"><table><caption>Geometric mean over the'
             " scenarios, each with the same weight</caption><thead><tr>"
-            '<th scope="col" class="name">Broker</th><th scope="col">Rate</th><th scope="col">CPU by message</th></tr></thead>'
+            '<th scope="col" class="name">Broker</th><th scope="col">Rate</th>'
+            '<th scope="col">CPU by message</th></tr></thead>'
             f"<tbody>{''.join(rows)}</tbody></table></div>"
         )
 

@@ -11,20 +11,21 @@ by message at most, against dbus-broker.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from . import connects, load, wire
 from .config import Config
-from .link import Histogram, Link
+from .link import Histogram, Link, LoadError
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-Op = Callable[[float, Any], tuple[int, float]]
+Op = Callable[[float, Histogram], tuple[int, float]]
 Open = Callable[[str], "AbstractContextManager[Op]"]
 
 TEXT = wire.string(b"payload")
@@ -82,7 +83,7 @@ def _links(path: str, count: int, *, with_fds: bool = False) -> Iterator[list[Li
 
 @contextlib.contextmanager
 def _idle(path: str, count: int) -> Iterator[None]:
-    kept, _ = connects.connects(path, 0.0, True, Histogram(), keep=count) if count else ([], 0.0)
+    kept = connects.stay(path, count) if count else []
     try:
         yield
     finally:
@@ -131,11 +132,11 @@ def calls(
             for caller, server in zip(callers, servers, strict=True):
                 couple(caller, server, window, body, echo=not size, fd=fd)
 
-            def op(seconds: float, histogram: Any) -> tuple[int, float]:
+            def op(seconds: float, histogram: Histogram) -> tuple[int, float]:
                 before = sum(server.fds_seen for server in servers)
                 count, taken = load.calls(callers, servers, window, seconds, histogram, busy)
                 if with_fds and sum(server.fds_seen for server in servers) - before != count:
-                    raise load.LoadError("descriptors were lost")
+                    raise LoadError("descriptors were lost")
                 return count, taken
 
             yield op
@@ -167,8 +168,8 @@ def signals(
                 link.ask(wire.add_match(text.encode(), 5), 5)
                 link.expect(wire.SIGNAL, sender.name, body)
 
-            def op(seconds: float, histogram: Any) -> tuple[int, float]:
-                done: tuple[int, float] = load.signals(
+            def op(seconds: float, histogram: Histogram) -> tuple[int, float]:
+                return load.signals(
                     sender,
                     links[1 : 1 + receivers],
                     links[1 + receivers :],
@@ -177,7 +178,6 @@ def signals(
                     seconds,
                     histogram,
                 )
-                return done
 
             yield op
 
@@ -193,11 +193,8 @@ def driver(*messages: bytes, window: int = 16, prelude: tuple[bytes, ...] = ()) 
             if prelude:
                 link.tell_all(list(prelude))
 
-            def op(seconds: float, histogram: Any) -> tuple[int, float]:
-                done: tuple[int, float] = load.driver(
-                    link, list(messages), window, seconds, histogram
-                )
-                return done
+            def op(seconds: float, histogram: Histogram) -> tuple[int, float]:
+                return load.driver(link, list(messages), window, seconds, histogram)
 
             yield op
 
@@ -231,7 +228,7 @@ REMOVE = wire.driver_call(b"RemoveMatch", b"s", wire.string(RULE))
 
 INSIDE = wire.string(b"com.example.inside.it")
 SIGNAL = "a signal"
-SUBSCRIBERS = {"receivers": 10, "batch": 16, "ahead": 4, "bystanders": 990}
+subscribers = functools.partial(signals, 10, 16, 4, bystanders=990)
 
 SCENARIOS = (
     Scenario(
@@ -256,29 +253,26 @@ SCENARIOS = (
     ),
     Scenario(
         "subscribers-member", "1,000 subscribers, 10 match by member", "signals", SIGNAL,
-        signals(
+        subscribers(
             rule="type='signal',interface='org.example.Load',member='Tick'",
             other="type='signal',interface='org.example.Load',member='Tock{}'",
-            **SUBSCRIBERS,
         ),
         Bar(3.0, 8.0, 0.35),
     ),
     Scenario(
         "subscribers-arg0", "1,000 subscribers, 10 match by arg0namespace", "signals", SIGNAL,
-        signals(
+        subscribers(
             rule="type='signal',arg0namespace='com.example.inside'",
             other="type='signal',arg0namespace='com.example.outside{}'",
             body=INSIDE,
-            **SUBSCRIBERS,
         ),
         Bar(3.0, 8.0, 0.35),
     ),
     Scenario(
         "subscribers-path", "1,000 subscribers, 10 match by path_namespace", "signals", SIGNAL,
-        signals(
+        subscribers(
             rule="type='signal',path_namespace='/org/example'",
             other="type='signal',path_namespace='/org/example/Other{}'",
-            **SUBSCRIBERS,
         ),
         Bar(3.0, 8.0, 0.35),
     ),

@@ -11,7 +11,6 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from . import connects, load, wire
 from .brokers import Broker
@@ -107,8 +106,7 @@ def flood(broker: Broker, cpus: set[int]) -> Row:
 
 
 def _connect(running: Running, count: int) -> list[int]:
-    kept: Any = connects.connects(running.path, 0.0, True, Histogram(), keep=count)[0]
-    return list(kept)
+    return connects.stay(running.path, count)
 
 
 def _close(fds: list[int]) -> None:

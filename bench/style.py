@@ -46,7 +46,7 @@ nav, .facts, .unit, .key, figcaption, table, svg, dl, .mean, .flags, .notes {
 }
 .facts { font-size: .9rem; margin: .9rem 0 0; max-width: none; }
 .facts span { white-space: nowrap; }
-.facts span + span::before { content: "·"; margin: 0 .5em; }
+.facts span:not(:last-child)::after { content: " ·"; margin-right: .35em; }
 nav { font-size: .9rem; margin: 1.4rem 0 0; display: flex; flex-wrap: wrap; gap: .3rem 1.1rem; }
 .key { list-style: none; margin: 1.6rem 0 0; padding: 0; display: grid; font-size: .9rem;
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 250px), 1fr)); gap: .5rem 1.5rem; }
@@ -67,7 +67,8 @@ summary { cursor: pointer; }
 .charts { grid-template-columns: repeat(auto-fill, minmax(min(100%, 310px), 1fr)); }
 .wide svg { max-width: 540px; }
 .charts svg { max-width: 420px; }
-figure { margin: 0; min-width: 0; }
+figure { margin: 0; min-width: 0; max-width: 540px; }
+.charts figure { max-width: 420px; }
 figcaption { font-size: .82rem; margin-bottom: .25rem; display: flex; gap: .5rem;
   justify-content: space-between; align-items: baseline; }
 figcaption b { color: var(--ink); font-weight: 600; font-size: .9rem; }

@@ -18,7 +18,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = ("broker", "compat")
+ROOMS = ("bench", "broker", "compat")
+# The load of a benchmark is compiled or not there.
+RUNS_PLAIN = ("broker", "compat")
 MAX_LINES = 600
 
 # The core is driven by calls alone: it has no business with any of these.
@@ -91,8 +93,12 @@ def test_folders_were_not_imported() -> None:
     for room in ROOMS:
         package = importlib.import_module(f"jitney.{room}")
         for module in pkgutil.walk_packages(package.__path__, f"jitney.{room}."):
-            if module.name.rpartition(".")[2] not in ("__main__", BUILD.stem):
+            if ".clients." in module.name or module.name.endswith((".__main__", BUILD.stem)):
+                continue
+            try:
                 importlib.import_module(module.name)
+            except ImportError as error:
+                assert str(error.name).startswith("jitney.bench."), error
     assert not sys.modules.keys() & set(ROOMS)
 
 
@@ -121,14 +127,14 @@ def test_all_packages_are_listed() -> None:
 
 
 def test_declarations_have_a_source() -> None:
-    for pxd in sources(*ROOMS, suffixes=(".pxd",)):
+    for pxd in sources(*RUNS_PLAIN, suffixes=(".pxd",)):
         assert pxd.with_suffix(".py").exists(), f"{short(pxd)} has no plain Python to fall back on"
 
 
 def test_compiled_all_or_none() -> None:
     names = {
         "jitney." + short(pxd.with_suffix("")).replace("/", ".")
-        for pxd in sources(*ROOMS, suffixes=(".pxd",))
+        for pxd in sources(*RUNS_PLAIN, suffixes=(".pxd",))
     }
     kinds = {}
     for name in names:
