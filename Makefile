@@ -41,7 +41,7 @@ help:
 	@echo 'make run                   a session bus of jitney, and a program on it ($(COMMAND))'
 	@echo 'make run CMD="gdbus ..."   the same with any other program'
 	@echo 'make test                  the tests, compiled and as plain Python; ARGS="-k name" for some'
-	@echo 'make bench                 calls through jitney-daemon, and through dbus-daemon where installed'
+	@echo 'make bench                 all brokers that are installed, side by side; ARGS="--quick", "list", "--help"'
 	@echo 'make lint format type      ruff and mypy'
 	@echo 'make dev-build DEST=/tmp/cy   the tree as it is, compiled; then PYTHONPATH=/tmp/cy'
 	@echo 'make clean                 take away all that make made'
@@ -61,7 +61,7 @@ test-pure: $(VENV)/.filled build/pure/.made
 	JITNEY_EXPECT=pure PYTHONPATH=$(CURDIR)/build/pure $(BIN)/pytest $(ARGS)
 
 bench: $(VENV)/.installed-$(KIND)
-	$(BIN)/python bench/calls.py $(ARGS)
+	$(BIN)/jitney bench $(ARGS)
 
 lint: $(TOOLS)/.filled
 	$(TOOLS)/bin/ruff check .

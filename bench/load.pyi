@@ -1,6 +1,6 @@
 """Types of the compiled `load`."""
 
-from .link import Histogram, Link, LoadError as LoadError
+from .link import Histogram, Link
 
 def calls(
     callers: list[Link],

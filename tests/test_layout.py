@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("bench", "broker", "compat")
 # The load of a benchmark is compiled or not there.
 RUNS_PLAIN = ("broker", "compat")
+JITNEY_COMPILED = importlib.import_module("jitney.broker.mem").COMPILED
 MAX_LINES = 600
 
 # The core is driven by calls alone: it has no business with any of these.
@@ -98,7 +99,9 @@ def test_folders_were_not_imported() -> None:
             try:
                 importlib.import_module(module.name)
             except ImportError as error:
-                assert str(error.name).startswith("jitney.bench."), error
+                # What drives the load needs it compiled.
+                if JITNEY_COMPILED or not str(error.name).startswith("jitney.bench"):
+                    raise
     assert not sys.modules.keys() & set(ROOMS)
 
 

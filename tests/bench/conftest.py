@@ -7,10 +7,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import pytest  # noqa: E402
-from madeup import run  # noqa: E402
+import pytest
+from madeup import run
 
-from jitney.bench.results import Results  # noqa: E402
+from jitney.bench.results import Results
 
 
 @pytest.fixture

@@ -1,0 +1,30 @@
+"""`jitney`: the command whose subcommands are about buses; `jitney-daemon` is the bus itself.
+
+Invariant: a subcommand is imported when it is asked for, and gets the words behind its name.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+
+SUBCOMMANDS = {"bench": ("jitney.bench.cli", "measure D-Bus brokers side by side")}
+"""By name: the module whose `main(words)` it is, and what it does."""
+
+
+def main(words: Sequence[str]) -> int:
+    """Runs `jitney` with these words; the exit status."""
+    if words and words[0] in SUBCOMMANDS:
+        run: Callable[[Sequence[str]], int] = importlib.import_module(SUBCOMMANDS[words[0]][0]).main
+        return run(words[1:])
+    asked = bool(words) and words[0] in ("-h", "--help", "help")
+    lines = ["usage: jitney SUBCOMMAND ...", ""]
+    lines += [f"  {name:10} {what}" for name, (_, what) in SUBCOMMANDS.items()]
+    print("\n".join(lines), file=sys.stdout if asked else sys.stderr)
+    return 0 if asked else 2
+
+
+def main_entry() -> None:
+    """What the console script calls."""
+    sys.exit(main(sys.argv[1:]))
