@@ -75,7 +75,7 @@ def test_two_thousand_connections_of_one_user(name: str) -> None:
 
 @EVERY
 def test_many_rules_are_taken(name: str) -> None:
-    with broker(name).start(Config(rules=1000)) as running:
+    with broker(name).start(Config(rules=6000)) as running:
         caller = Caller(running.path)
         ping(caller, 5)
         caller.close()
