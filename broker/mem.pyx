@@ -180,10 +180,18 @@ cdef extern from "sys/mman.h":
     int PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS
     void* MAP_FAILED
 
+cdef extern from *:
+    """
+    #ifndef MAP_POPULATE
+    #define MAP_POPULATE 0
+    #endif
+    """
+    int MAP_POPULATE
+
 cdef enum:
     # From this size on a block is mapped, in multiples of PAGE.
     LARGE = 65536
-    PAGE = 16384
+    PAGE = 4096
     # Blocks that wait to be used again: a fresh one costs a page fault for every 4 KiB.
     MAX_BLOCKS = 32
     MAX_POOL = 33554432
@@ -205,8 +213,9 @@ cdef list spares = []
 cdef Py_ssize_t spare_bytes = 0
 
 
-cdef uint8_t* new_block(Py_ssize_t* cap) noexcept:
-    """A block of at least `cap` bytes, which is set to what it has; NULL without memory."""
+cdef uint8_t* new_block(Py_ssize_t* cap, bint now) noexcept:
+    """A block of at least `cap` bytes, which is set to what it has; NULL without memory.
+    `now`: it will be filled at once, so that its pages may come all at once as well."""
     global n_blocks, pool_bytes, uses
     cdef size_t need = <size_t>cap[0]
     cdef int i
@@ -226,7 +235,8 @@ cdef uint8_t* new_block(Py_ssize_t* cap) noexcept:
         n_blocks -= 1
         blocks[best] = blocks[n_blocks]
         return <uint8_t*>p
-    p = mmap(NULL, need, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+    p = mmap(NULL, need, PROT_READ | PROT_WRITE,
+             MAP_PRIVATE | MAP_ANONYMOUS | (MAP_POPULATE if now else 0), -1, 0)
     if p == MAP_FAILED:
         return NULL
     cap[0] = <Py_ssize_t>need
@@ -323,7 +333,8 @@ cdef class Buffer:
             if grown is NULL:
                 raise MemoryError
         else:
-            grown = new_block(&cap)
+            # A block that grows is in use; one that begins may be for a size that was only announced.
+            grown = new_block(&cap, self.end > 0)
             if grown is NULL:
                 raise MemoryError
             memcpy(grown, self.p, self.end)
@@ -333,6 +344,14 @@ cdef class Buffer:
         return 0
 
     cdef int append(self, const uint8_t* src, Py_ssize_t off, Py_ssize_t n) except -1:
+        cdef uint8_t* block
+        if self.p is NULL and n >= LARGE:
+            self.cap = n
+            block = new_block(&self.cap, True)
+            if block is NULL:
+                self.cap = 0
+                raise MemoryError
+            self.p = block
         self.reserve(n)
         memcpy(self.p + self.end, src + off, n)
         self.end += n

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from jitney.broker.message import Message
 
     from .activation import Service as ActivatableService
-    from .config import Config
+    from .config import Plain
     from .daemon import Daemon
 
 
@@ -164,7 +164,7 @@ class BusService:
         self.activator.use_watch(self.watch)
         self.hub.start(loop, daemon.listeners)
 
-    def settings(self, config: Config) -> Settings:
+    def settings(self, config: Plain) -> Settings:
         daemon = self.daemon
         limit = daemon.fd_limit
         return Settings(
@@ -176,7 +176,7 @@ class BusService:
             nofile=tuple(limit) if limit is not None else None,  # type: ignore[arg-type]
         )
 
-    def watched(self, config: Config) -> list[str]:
+    def watched(self, config: Plain) -> list[str]:
         return [*self.activator.watch_paths(), *config.include_dirs]
 
     def changed(self) -> None:
@@ -186,7 +186,7 @@ class BusService:
         except DBusError as error:
             self.log.warning(f"Unable to reload configuration: {error.text}")
 
-    def reload(self, config: Config) -> None:
+    def reload(self, config: Plain) -> None:
         limits = config.limits()
         policies = PolicySet(config.policy_spec())
         settings = self.settings(config)

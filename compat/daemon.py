@@ -18,10 +18,10 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
-from . import process
+from . import process, without_ssl
 from .auth import Keyring, Offer, check_mechanisms
 from .cli import Options
-from .config import Config, ConfigError, load
+from .config import ConfigError, Plain, Reading, read
 from .errors import FAILED, DBusError
 from .listen import Listener, Server, open_servers, printed_address
 from .log import Log, prefix_for
@@ -36,7 +36,7 @@ _SIGNALS = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)
 class Service(Protocol):
     """A bus at work on an event loop."""
 
-    def reload(self, config: Config) -> None:
+    def reload(self, config: Plain) -> None:
         """Take over another configuration, all of it or (on an exception) nothing."""
 
     def close(self) -> None:
@@ -54,7 +54,7 @@ class Daemon:
     the limit of open files we were started with, for children; `reload()` for ReloadConfig.
     """
 
-    config: Config
+    config: Plain
 
     def __init__(self, options: Options, build: Build | None = None) -> None:
         self.options = options
@@ -82,9 +82,10 @@ class Daemon:
         for number in _SIGNALS:
             signal.signal(number, self._remember)
         try:
-            self._configure()
+            reading = Reading(self.options.config_file)
+            build = self._imports()  # meanwhile
+            self._configure(reading.result())
             self._listen()
-            build = self._imports()
             self._print_address()
             self._become_daemon()
             self._drop_privileges()
@@ -104,7 +105,7 @@ class Daemon:
         """
         process.notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
-            config = load(self._config_path)
+            config = read(self._config_path)
             if self.service is not None:
                 self.service.reload(config)
         except (ConfigError, DBusError) as error:
@@ -113,7 +114,7 @@ class Daemon:
             raise DBusError(FAILED, text) from error
         finally:
             process.notify("READY=1")
-        self.config = config
+        self.config = config.without_rules()
         self._warn_of_config()
         self.log.info("Reloaded configuration")
 
@@ -125,9 +126,9 @@ class Daemon:
 
     # The steps of run()
 
-    def _configure(self) -> None:
+    def _configure(self, config: Plain) -> None:
         options = self.options
-        self.config = config = load(options.config_file)
+        self.config = config
         syslog = config.syslog if options.syslog is None else options.syslog
         self.log = Log(stderr=not (syslog and options.syslog_only), syslog=syslog)
         self.log.prefix = prefix_for(config.type)
@@ -144,7 +145,7 @@ class Daemon:
         if self.options.address is not None:
             addresses = [self.options.address]
         else:
-            addresses = [entry.address for entry in config.listen]
+            addresses = list(config.addresses)
         self.servers = open_servers(addresses, self.log.warning)
         for server in self.servers:
             offer = Offer(server.guid, config.auth, config.allow_anonymous, _keyring)
@@ -154,8 +155,7 @@ class Daemon:
 
     def _imports(self) -> Build:
         """Import the rest before the address is out: whoever waits for it connects at once."""
-        import asyncio  # noqa: F401
-
+        without_ssl.import_asyncio()
         if self._build is not None:
             return self._build
         from .assembly import build
@@ -197,6 +197,7 @@ class Daemon:
         try:
             loop.set_exception_handler(self._report)
             self.service = build(self, loop)
+            self.config = self.config.without_rules()
             # Not before the loop runs: uvloop loses what comes between the two.
             loop.call_soon(self._started, loop)
             loop.run_forever()

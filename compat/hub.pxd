@@ -1,6 +1,6 @@
 # cython: language_level=3
 cimport cython
-from libc.stdint cimport uint8_t
+from libc.stdint cimport int64_t, uint8_t
 
 from jitney.broker.bus cimport Bus
 from jitney.broker.connection cimport Connection
@@ -12,7 +12,7 @@ from jitney.broker.queue cimport Payload, Queue, Segment
 from .accept cimport Acceptor
 from .auth cimport Auth
 from .peer cimport Peer
-from .sysio cimport Intake, Outlet, Poller, close_socket, send_one
+from .sysio cimport Intake, Outlet, Poller, close_socket, now, send_one
 
 cdef Py_ssize_t RECEIVE
 cdef Py_ssize_t LARGE
@@ -39,6 +39,8 @@ cdef class Hub:
     cdef object timer
     cdef object trimmer
     cdef double timer_at
+    cdef public int busy_poll
+    cdef int64_t gap
     cdef Py_ssize_t max_message
     cdef Py_ssize_t max_message_fds
 
@@ -47,6 +49,8 @@ cdef class Hub:
     cpdef turn(self)
     @cython.locals(foreign=list, deadline=double, left=double)
     cpdef list wait(self, int timeout)
+    @cython.locals(n=int, start=int64_t)
+    cdef int doze(self, int timeout) except -2
     @cython.locals(peer=Peer)
     cdef serve(self, int n)
     @cython.locals(auth=Auth, data=bytes)

@@ -39,10 +39,10 @@ if not cython.compiled:
     from jitney.broker.mem import copy, of_bytes, pooled, take, trim, view
     from jitney.broker.message import frame_size
 
-    from .sysio import send_one
+    from .sysio import now, send_one
 
-RECEIVE = 262144
-"""Size in bytes of the receive buffer that all peers share."""
+RECEIVE = 131072
+"""Size in bytes of the receive buffer that all peers share: what one of them may say in its turn."""
 
 LARGE = 32768
 """From this size in bytes on a message that did not come whole gets a buffer of its own."""
@@ -82,6 +82,8 @@ class Hub:
         self.timer: Any = None
         self.timer_at = 0.0
         self.trimmer: Any = None
+        self.busy_poll = 0
+        self.gap = 0
         self.max_message = MAX_MESSAGE
         self.max_message_fds = 0
         self.set_limits()
@@ -210,7 +212,7 @@ class Hub:
         if timeout > 0:
             deadline = self.bus.clock() + timeout / 1000
         while True:
-            n = self.poller.wait(timeout)
+            n = self.doze(timeout) if self.busy_poll else self.poller.wait(timeout)
             if n <= 0:
                 return foreign
             self.serve(n)
@@ -221,6 +223,18 @@ class Hub:
                 if left <= 0:
                     return foreign
                 timeout = int(left) + 1
+
+    def doze(self, timeout: int) -> int:
+        """poller.wait(), but looks for a while before it sleeps, if the last sleep was so short
+        that looking would have been enough."""
+        n = 0
+        start = now()
+        if self.gap <= self.busy_poll and timeout:
+            n = self.poller.spin(self.busy_poll)
+        if n == 0:
+            n = self.poller.wait(timeout)
+        self.gap = now() - start
+        return n
 
     def serve(self, n: int) -> None:
         """Reads from the `n` sockets that are ready, routes, sends."""

@@ -1,5 +1,7 @@
 # cython: language_level=3
-from libc.stdint cimport uint8_t
+from libc.stdint cimport int64_t, uint8_t
+
+cdef int64_t now() noexcept
 
 cpdef int accept_one(int fd) except -200
 cpdef void close_socket(int fd) noexcept
@@ -33,5 +35,6 @@ cdef class Poller:
     cdef int modify(self, int fd, bint readable, bint writable) except -2
     cdef int remove(self, int fd) except -2
     cdef int wait(self, int timeout) except -2
+    cdef int spin(self, int microseconds) except -2
     cdef int fd_at(self, int i)
     cdef int events_at(self, int i)

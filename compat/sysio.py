@@ -11,6 +11,7 @@ import errno
 import os
 import select
 import socket
+import time
 from collections.abc import Iterable
 
 COMPILED = False
@@ -83,6 +84,11 @@ def _long_option(fd: int, number: int, size: int) -> bytes | int:
     except (ImportError, OSError, AttributeError):
         return errno.ENOSYS
     return ctypes.get_errno() if failed else buffer.raw[: n.value]
+
+
+def now() -> int:
+    """Microseconds on a clock that only goes forward."""
+    return time.monotonic_ns() // 1000
 
 
 class Intake:
@@ -212,6 +218,14 @@ class Poller:
             self.ready = []
             return -1
         return len(self.ready)
+
+    def spin(self, microseconds: int) -> int:
+        """wait() without going to sleep, for so long."""
+        until = now() + microseconds
+        while True:
+            n = self.wait(0)
+            if n > 0 or now() >= until:
+                return n
 
     def fd_at(self, i: int) -> int:
         return self.ready[i][0]

@@ -8,9 +8,10 @@ end up in `Intake.fds` or are closed. `sysio.py` is the same module in plain Pyt
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.errno cimport EINTR, errno
-from libc.stdint cimport uint8_t, uint32_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from posix.unistd cimport close as c_close
 
 COMPILED = True
@@ -64,6 +65,13 @@ cdef extern from "sys/epoll.h":
 cdef enum:
     MAX_FDS = 253
     MAX_VECTORS = 64
+
+cdef int64_t now() noexcept:
+    """Microseconds on a clock that only goes forward."""
+    cdef timespec t
+    clock_gettime(CLOCK_MONOTONIC, &t)
+    return <int64_t>t.tv_sec * 1000000 + t.tv_nsec // 1000
+
 
 READABLE = EPOLLIN
 WRITABLE = EPOLLOUT
@@ -281,6 +289,20 @@ cdef class Poller:
         else:
             with nogil:
                 n = epoll_wait(self.epfd, <epoll_event*>self.events, self.capacity, timeout)
+        return n if n >= 0 else -1
+
+    cdef int spin(self, int microseconds) except -2:
+        """wait() without going to sleep, for so long."""
+        cdef int n = 0
+        cdef int64_t until = 0
+        cdef int64_t t
+        while n <= 0:
+            n = epoll_wait(self.epfd, <epoll_event*>self.events, self.capacity, 0)
+            t = now()
+            if until == 0:
+                until = t + microseconds
+            elif t >= until:
+                break
         return n if n >= 0 else -1
 
     cdef int fd_at(self, int i):

@@ -13,7 +13,7 @@ from jitney.broker.policy_rules import MAX_FDS
 
 from .cnumber import leading_int
 from .model import MESSAGE_TYPES, ConnectRule, MessageRule, MessageType, OwnRule
-from .names import UserDatabase
+from .users import UserDatabase
 
 SEND = (
     "send_destination",

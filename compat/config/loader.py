@@ -17,8 +17,8 @@ from . import dirs, xml
 from .draft import Draft
 from .errors import ConfigError
 from .model import Config, ServiceDir
-from .names import UserDatabase
 from .reader import FileReader, join
+from .users import UserDatabase
 
 # A chain of includes longer than this is a circle in disguise.
 MAX_DEPTH = 50

@@ -17,15 +17,14 @@ from pydantic import BaseModel, ConfigDict, Field, SkipValidation
 from jitney.broker.limits import Limits
 from jitney.broker.policy_rules import ANYBODY, EITHER, MAX_FDS, NO, UNKNOWN, YES
 
+from .plain import SpecEntry, limits_of
+
 MessageType = Literal["method_call", "method_return", "error", "signal"]
 MESSAGE_TYPES = {"method_call": 1, "method_return": 2, "error": 3, "signal": 4}
 
 # A path may be any bytes. Those that are no UTF-8 are escaped as Python does it (PEP 383), which
 # pydantic would not take for text.
 Path = Annotated[str, SkipValidation]
-
-# One entry of `Config.policy_spec()`: scope, id, name, rule; see jitney.broker.policy.
-SpecEntry = tuple[str, int, bytes, dict[str, Any]]
 
 
 class Model(BaseModel):
@@ -215,11 +214,7 @@ class Config(Model):
 
     def limits(self) -> Limits:
         """The limits in force. Those of containers are known but limit nothing: there are none."""
-        limits = Limits()
-        for name, value in self.limit_values.items():
-            if hasattr(limits, name):
-                setattr(limits, name, value)
-        return limits
+        return limits_of(self.limit_values)
 
     def policy_spec(self) -> list[SpecEntry]:
         """All rules as plain data, for `jitney.broker.policy.PolicySet`."""

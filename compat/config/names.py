@@ -1,7 +1,7 @@
-"""Names: what the user database has to say about users and groups in a policy.
+"""Names: what the user database has to say about a client, while the bus runs.
 
 Invariant: a look-up that fails, for whatever reason, is a user who is not known; nothing here
-raises. Who is not known gets nothing that a policy allows and keeps everything that it denies.
+raises, and nothing here needs what only reading a configuration needs (see `users.py`).
 """
 
 from __future__ import annotations
@@ -9,64 +9,17 @@ from __future__ import annotations
 import grp
 import os
 import pwd
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from jitney.broker.policy import PolicySet
-
-from .cnumber import whole_id
-from .model import Identity
+if TYPE_CHECKING:
+    from jitney.broker.policy import PolicySet
 
 SEATS = "/run/systemd/seats/"
 LOGGED_IN = "/run/systemd/users/"
 
 # What pwd and grp raise: not found (or the database failed), out of range, a NUL in the name.
-_FAILURES = (KeyError, OverflowError, ValueError, OSError)
-
-
-class UserDatabase:
-    """Look-ups by the names in a configuration, each made once: a directory service is slow."""
-
-    def __init__(self) -> None:
-        self.users: dict[str, Identity] = {}
-        self.groups: dict[str, Identity] = {}
-
-    def user(self, text: str) -> Identity:
-        """The user with this name or number."""
-        return _look_up(
-            self.users,
-            text,
-            lambda name: pwd.getpwnam(name).pw_uid,
-            lambda uid: pwd.getpwuid(uid).pw_uid,
-        )
-
-    def group(self, text: str) -> Identity:
-        """The group with this name or number."""
-        return _look_up(
-            self.groups,
-            text,
-            lambda name: grp.getgrnam(name).gr_gid,
-            lambda gid: grp.getgrgid(gid).gr_gid,
-        )
-
-
-def _look_up(
-    cache: dict[str, Identity],
-    text: str,
-    by_name: Callable[[str], int],
-    by_id: Callable[[int], int],
-) -> Identity:
-    found = cache.get(text)
-    if found is None:
-        number = whole_id(text)
-        try:
-            id = by_name(text) if number is None else by_id(number)
-            found = Identity(name=text, id=id, known=True)
-        except _FAILURES:
-            # -1 as a uid_t stands for "none"; beyond it there are no ids.
-            real = number is not None and number < 0xFFFFFFFF
-            found = Identity(name=text, id=number if real else None, known=False)
-        cache[text] = found
-    return found
+FAILURES = (KeyError, OverflowError, ValueError, OSError)
 
 
 def settle(policies: PolicySet, uid: int, gids: Iterable[int]) -> bool:
@@ -79,14 +32,14 @@ def settle(policies: PolicySet, uid: int, gids: Iterable[int]) -> bool:
     if policies.unknown_users:
         try:
             policies.settle_user(pwd.getpwuid(uid).pw_name.encode(), uid)
-        except _FAILURES:
+        except FAILURES:
             if uid != os.geteuid():
                 return False
     if policies.unknown_groups:
         for gid in gids:
             try:
                 group = grp.getgrgid(gid).gr_name
-            except _FAILURES:
+            except FAILURES:
                 continue  # containers are full of groups without names
             policies.settle_group(group.encode(), gid)
     return True
@@ -98,7 +51,7 @@ def user_groups(uid: int) -> list[int] | None:
     try:
         user = pwd.getpwuid(uid)
         return os.getgrouplist(user.pw_name, user.pw_gid)
-    except _FAILURES:
+    except FAILURES:
         return None
 
 

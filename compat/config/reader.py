@@ -15,7 +15,7 @@ from .cnumber import leading_int
 from .draft import LIMITS, Draft
 from .errors import ConfigError
 from .model import ConnectRule, Identity, Listen, Policy, ServiceDir
-from .names import UserDatabase
+from .users import UserDatabase
 
 INT_MAX = 2**31 - 1
 

@@ -17,7 +17,7 @@ from jitney.broker.policy import NO_UID, ClientPolicy, PolicySet
 from jitney.broker.policy_rules import UNKNOWN, below
 from jitney.compat.config.allowdeny import BadRule, make_rule
 from jitney.compat.config.model import Identity
-from jitney.compat.config.names import UserDatabase
+from jitney.compat.config.users import UserDatabase
 
 TYPES = {"method_call": 1, "method_return": 2, "error": 3, "signal": 4}
 DRIVER = "org.freedesktop.DBus"
