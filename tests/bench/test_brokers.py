@@ -146,6 +146,13 @@ def test_straces_output() -> None:
     assert syscalls._strace_count("") == 0
 
 
+def test_time_of_ended_children_counts() -> None:
+    before = proc.cpu_ns([os.getpid()])
+    subprocess.run([sys.executable, "-c", "sum(range(8_000_000))"], check=True)
+    grown = proc.cpu_ns([os.getpid()]) - before
+    assert grown > 50e6
+
+
 def test_pure_is_pure_and_compiled_is_compiled() -> None:
     with broker("jitney-pure").start() as running:
         assert not shared_objects(running.pid)
