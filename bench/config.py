@@ -1,8 +1,8 @@
 """The configuration that every broker of a comparison gets.
 
-Invariant: what `Config.xml()` returns depends on nothing but the Config and the folder, and every
-broker that reads configuration files is given the same bytes of it. Limits are so high that no
-scenario meets them unless it asks for lower ones.
+Invariant: what `Config.files()` returns depends on nothing but the Config and the folder, and
+every broker that reads configuration files is given the same bytes of it. Limits are so high that
+no scenario meets them unless it asks for lower ones.
 """
 
 from __future__ import annotations
@@ -50,9 +50,8 @@ RULES = (
     '<allow receive_sender="{name}"/>',
 )
 
-
-IN_A_FILE = 8000
-"""So many rules go into one file: dbus-daemon reads none that is larger than 1 MiB."""
+RULES_A_FILE = 500 * len(RULES)
+"""dbus-daemon reads no file of more than a MiB."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +66,11 @@ class Config:
     rules: int = 0
     limits: Mapping[str, int] = field(default_factory=dict)
 
-    def xml(self, folder: Path) -> str:
-        """The configuration file of a bus that listens on `folder`/bus."""
+    def files(self, folder: Path) -> dict[str, str]:
+        """Names, below `folder`, and contents of the files for a bus that listens on `folder`/bus.
+
+        "bus.conf" is the one to start with."""
         lines = [
-            "<busconfig>",
             "<type>session</type>",
             f"<listen>unix:path={folder}/bus</listen>",
             "<auth>EXTERNAL</auth>",
@@ -80,35 +80,31 @@ class Config:
             '<allow own="*"/>',
             "</policy>",
         ]
-        if self.rules <= IN_A_FILE:
-            lines += self.policies(0, self.rules)
-        else:
-            lines += [f"<include>{path}</include>" for path in self.rule_files(folder)]
         for limit, value in {**LIMITS, **self.limits}.items():
             lines.append(f'<limit name="{limit}">{value}</limit>')
-        return PROLOG + "\n".join([*lines, "</busconfig>", ""])
-
-    def policies(self, first: int, last: int) -> list[str]:
-        """The elements with the further rules from number `first` to before `last`."""
-        lines = []
-        for start in range(first, last, len(RULES)):
-            name = f"com.example.Service{start // len(RULES)}"
-            lines.append('<policy context="default">')
-            lines += [rule.format(name=name) for rule in RULES[: last - start]]
-            lines.append("</policy>")
-        return lines
-
-    def rule_files(self, folder: Path) -> dict[Path, int]:
-        """Files for more rules than fit into one, and the number of the first rule of each."""
-        if self.rules <= IN_A_FILE:
-            return {}
-        return {folder / f"rules-{n}.conf": n for n in range(0, self.rules, IN_A_FILE)}
+        found = {}
+        for first in range(0, self.rules, RULES_A_FILE):
+            name = f"rules{first // RULES_A_FILE}.conf"
+            lines.append(f"<include>{folder}/{name}</include>")
+            found[name] = _file(_policies(first, min(first + RULES_A_FILE, self.rules)))
+        return {"bus.conf": _file(lines), **found}
 
     def write(self, folder: Path) -> Path:
-        """Makes the file in `folder`, and those that it includes."""
-        for path, first in self.rule_files(folder).items():
-            lines = self.policies(first, min(first + IN_A_FILE, self.rules))
-            path.write_text(PROLOG + "\n".join(["<busconfig>", *lines, "</busconfig>", ""]))
-        path = folder / "bus.conf"
-        path.write_text(self.xml(folder))
-        return path
+        """Makes the files in `folder`; the one to start with."""
+        for name, text in self.files(folder).items():
+            (folder / name).write_text(text)
+        return folder / "bus.conf"
+
+
+def _policies(start: int, stop: int) -> list[str]:
+    """The rules from number `start` up to `stop`, a policy for each service."""
+    lines = []
+    for first in range(start, stop, len(RULES)):
+        name = f"com.example.Service{first // len(RULES)}"
+        rules = [rule.format(name=name) for rule in RULES[: stop - first]]
+        lines += ['<policy context="default">', *rules, "</policy>"]
+    return lines
+
+
+def _file(lines: list[str]) -> str:
+    return PROLOG + "\n".join(["<busconfig>", *lines, "</busconfig>", ""])

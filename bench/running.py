@@ -190,7 +190,8 @@ class Running:
                 os.sched_setaffinity(thread, cpus)
 
     def cpu_seconds(self) -> float:
-        """Time on a CPU since the start, in nanosecond steps where the kernel keeps schedstat."""
+        """Time on a CPU since the start, in nanosecond steps where the kernel keeps schedstat; that
+        of children that have ended is in it."""
         return proc.cpu_ns(self.pids()) / 1e9
 
     def switches(self) -> int:

@@ -10,27 +10,25 @@ import pytest
 from jitney.bench.config import LIMITS, Config
 
 
-@pytest.mark.parametrize("rules", [0, 1, 7, 8, 1000])
+def roots(config: Config) -> list[ET.Element]:
+    return [ET.fromstring(text) for text in config.files(Path("/f")).values()]
+
+
+@pytest.mark.parametrize("rules", [0, 1, 7, 8, 1000, 10001])
 def test_so_many_rules_more(rules: int) -> None:
-    counts = [len(ET.fromstring(Config(r).xml(Path("/f"))).findall("policy/*")) for r in (0, rules)]
+    counts = [
+        sum(len(root.findall("policy/*")) for root in roots(Config(number)))
+        for number in (0, rules)
+    ]
     assert counts[1] - counts[0] == rules
 
 
-def test_many_rules_go_into_files_of_their_own(tmp_path: Path) -> None:
-    from jitney.compat.config import load
-
-    few, many = (load(str(Config(n).write(tmp_path / str(n)))) for n in folders(tmp_path, 0, 20001))
-    assert len(list(many.policy_spec())) - len(list(few.policy_spec())) == 20001
-
-
-def folders(parent: Path, *numbers: int) -> tuple[int, ...]:
-    for number in numbers:
-        (parent / str(number)).mkdir()
-    return numbers
+def test_no_file_is_too_large_for_dbus_daemon() -> None:
+    assert max(map(len, Config(rules=40000).files(Path("/f")).values())) < 2**20
 
 
 def test_a_limit_goes_before_the_usual_one() -> None:
-    root = ET.fromstring(Config(limits={"max_outgoing_bytes": 4096}).xml(Path("/f")))
+    (root,) = roots(Config(limits={"max_outgoing_bytes": 4096}))
     limits = {node.get("name"): node.text for node in root.findall("limit")}
     assert limits["max_outgoing_bytes"] == "4096"
     assert limits.keys() == LIMITS.keys()

@@ -75,7 +75,7 @@ def test_two_thousand_connections_of_one_user(name: str) -> None:
 
 @EVERY
 def test_many_rules_are_taken(name: str) -> None:
-    with broker(name).start(Config(rules=1000)) as running:
+    with broker(name).start(Config(rules=6000)) as running:
         caller = Caller(running.path)
         ping(caller, 5)
         caller.close()
@@ -144,6 +144,13 @@ def test_straces_output() -> None:
     )
     assert syscalls._strace_count(table) == 229
     assert syscalls._strace_count("") == 0
+
+
+def test_time_of_ended_children_counts() -> None:
+    before = proc.cpu_ns([os.getpid()])
+    subprocess.run([sys.executable, "-c", "sum(range(8_000_000))"], check=True)
+    grown = proc.cpu_ns([os.getpid()]) - before
+    assert grown > 50e6
 
 
 def test_pure_is_pure_and_compiled_is_compiled() -> None:
