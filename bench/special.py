@@ -47,10 +47,11 @@ def idle(broker: Broker, cpus: set[int]) -> Row:
         # The first ones pay for tables that are there anyway.
         kept = _connect(running, 200)
         try:
-            time.sleep(0.3)
+            # Long enough that no memory is counted that the broker is about to give back.
+            time.sleep(SETTLE)
             before = running.private_kb()
             kept += _connect(running, IDLE)
-            time.sleep(0.3)
+            time.sleep(SETTLE)
             row["idle_bytes"] = (running.private_kb() - before) * 1024 / IDLE
         finally:
             _close(kept)

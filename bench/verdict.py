@@ -30,7 +30,7 @@ class Point:
 
     @property
     def reached(self) -> bool:
-        if self.value is None:
+        if self.value is None or self.value <= 0:
             return False
         # What prints the same is the same.
         value = round(self.value, 2)
