@@ -21,8 +21,9 @@ class Connection:
     """`transport` and `creds` belong to the front and mean nothing to the core.
 
     `names`: every name it owns or is queued for, oldest first; `owned`: those it is primary
-    owner of; `rules`: its match rules, oldest first; `calls`: replies it waits for; `owes`:
-    replies it is to give; `send_open` and the like: see `policy.ClientPolicy`."""
+    owner of; `rules`: its match rules, oldest first, kept in `rule_table` by what they say;
+    `calls`: replies it waits for; `owes`: replies it is to give; `referers`: rules of others that
+    name it; `send_open` and the like: see `policy.ClientPolicy`."""
 
     def __init__(self, accounts: Accounts, user: User) -> None:
         self.id = 0
@@ -40,7 +41,8 @@ class Connection:
         self.receive_types = 0
         self.names: dict[bytes, Any] = {}
         self.owned: dict[bytes, Any] = {}
-        self.rules: list[Any] = []
+        self.rule_table: Map64 | None = None
+        self.n_rules = 0
         self.referers: set[Any] | None = None
         self.calls: Map64 | None = None
         self.n_calls = 0
@@ -66,6 +68,17 @@ class Connection:
     def queued(self) -> dict[bytes, Any]:
         """Names it waits for."""
         return {text: name for text, name in self.names.items() if text not in self.owned}
+
+    @property
+    def rules(self) -> list[Any]:
+        found = []
+        if self.rule_table is not None:
+            for rule in self.rule_table.values():
+                while rule is not None:
+                    found.append(rule)
+                    rule = rule.earlier
+        found.sort(key=lambda rule: rule.number)
+        return found
 
     @property
     def label(self) -> str:
