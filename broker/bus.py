@@ -152,8 +152,8 @@ class Bus(Router):
             # The missing space is dbus-daemon's.
             raise Refused(
                 INVALID_ARGS,
-                f'Connection "{conn.label}" is not allowed to own the service "{_shown(text)}"because '
-                "it is reserved for D-Bus' use only",
+                f'Connection "{conn.label}" is not allowed to own the service "{_shown(text)}"'
+                "because it is reserved for D-Bus' use only",
             )
         if not conn.policy.may_own(text):
             raise Refused(

@@ -73,7 +73,8 @@ class Connection:
     def rules(self) -> list[Any]:
         found = []
         if self.rule_table is not None:
-            for rule in self.rule_table.values():
+            for latest in self.rule_table.values():
+                rule = latest
                 while rule is not None:
                     found.append(rule)
                     rule = rule.earlier

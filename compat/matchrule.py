@@ -12,6 +12,7 @@ plain the text goes to `thorough()`, which knows the whole grammar and all that 
 from __future__ import annotations
 
 import re
+from typing import Any
 
 try:
     import cython
@@ -159,7 +160,7 @@ def plain(text: bytes) -> Rule | None:
     return rule
 
 
-def plain_arg(p, key: int, n_key: int, start: int, n: int) -> Arg | None:
+def plain_arg(p: Any, key: int, n_key: int, start: int, n: int) -> Arg | None:
     """argN, argNpath or arg0namespace, with N in decimal."""
     pos = key + 3
     stop = key + n_key

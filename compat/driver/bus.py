@@ -88,7 +88,7 @@ def name_has_owner(driver: Driver, conn: Connection, msg: Message) -> bytes | No
 
 def get_name_owner(driver: Driver, conn: Connection, msg: Message) -> bytes | None:
     owner = peer_of(driver, arg(msg), "owner")
-    return string(DRIVER if owner is None else owner.unique_name)
+    return string(owner.unique_name if owner is not None else DRIVER)
 
 
 def list_names(driver: Driver, conn: Connection, msg: Message) -> bytes | None:

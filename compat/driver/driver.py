@@ -193,7 +193,7 @@ class Driver:
         if method.privileged:
             self.check_privileged(conn, method.name)
         in_sig = method.in_sig
-        n = msg.sig_len if msg.sig_len > 0 else 0
+        n = max(0, msg.sig_len)
         if n != len(in_sig) or (n and not same(msg.p, msg.sig_off, n, in_sig)):
             raise DBusError(
                 INVALID_ARGS,
