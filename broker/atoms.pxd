@@ -4,6 +4,7 @@ from libc.stdint cimport int64_t, uint8_t, uint64_t
 
 from .mem cimport Map64, hash64, of_bytes, same
 
+@cython.freelist(64)
 cdef class Atom:
     cdef readonly bytes text
     cdef readonly uint64_t number
@@ -21,7 +22,7 @@ cdef class Atoms:
     @cython.locals(atom=Atom)
     cdef Atom find(self, const uint8_t* p, Py_ssize_t off, Py_ssize_t n)
     cpdef Atom lookup(self, bytes text)
-    @cython.locals(atom=Atom)
+    @cython.locals(atom=Atom, first=Atom, key=uint64_t)
     cpdef Atom intern(self, bytes text)
     @cython.locals(first=Atom)
     cpdef void release(self, Atom atom)

@@ -25,10 +25,10 @@ class Atom:
     """A registered string. `name` is the entry of the name registry with this text, if any;
     `watched` counts match rules that name it as their sender."""
 
-    def __init__(self, text: bytes, number: int, key: int) -> None:
-        self.text = text
-        self.number = number
-        self.key = key
+    def __init__(self) -> None:
+        self.text = b""
+        self.number = 0
+        self.key = 0
         self.refs = 0
         self.watched = 0
         self.next: Atom | None = None
@@ -65,15 +65,25 @@ class Atoms:
 
     def intern(self, text: bytes) -> Atom:
         """The atom of `text`, made if need be; the caller owes a `release()`."""
-        atom = self.lookup(text)
-        if atom is None:
-            key = hash64(of_bytes(text), 0, len(text))
-            self.last += 1
-            atom = Atom(text, self.last, key)
-            atom.next = self.table.get(key)
-            self.table.put(key, atom)
-            self.count += 1
-        atom.refs += 1
+        p = of_bytes(text)
+        n = len(text)
+        key = hash64(p, 0, n)
+        first = self.table.get(key)
+        atom = first
+        while atom is not None:
+            if same(p, 0, n, atom.text):
+                atom.refs += 1
+                return atom
+            atom = atom.next
+        self.last += 1
+        atom = Atom()
+        atom.text = text
+        atom.number = self.last
+        atom.key = key
+        atom.refs = 1
+        atom.next = first
+        self.table.put(key, atom)
+        self.count += 1
         return atom
 
     def release(self, atom: Atom) -> None:

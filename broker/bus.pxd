@@ -4,6 +4,7 @@ from libc.stdint cimport int64_t
 
 from .connection cimport Connection
 from .match cimport MatchIndex, Rule
+from .mem cimport Map64
 from .routing cimport Router
 
 cdef class Bus(Router):
@@ -16,10 +17,16 @@ cdef class Bus(Router):
     cpdef owner_changing(self, bytes text, Connection old, Connection new)
     cpdef owner_changed(self, bytes text, Connection new)
     cdef show_greeting(self, Connection conn)
-    @cython.locals(peer=Connection)
     cpdef add_match(self, Connection conn, Rule rule)
-    @cython.locals(peer=Connection, have=Rule)
+    @cython.locals(have=Rule)
     cpdef remove_match(self, Connection conn, Rule rule)
+    cdef keep_rule(self, Connection conn, Rule rule)
+    @cython.locals(have=Rule)
+    cdef drop_rule(self, Connection conn, Rule rule)
+    @cython.locals(peer=Connection)
+    cdef refer(self, Rule rule, bytes name)
+    @cython.locals(peer=Connection, name=bytes)
+    cdef unrefer(self, Rule rule)
     @cython.locals(rule=Rule)
     cpdef become_monitor(self, Connection conn, list rules)
     @cython.locals(rule=Rule, owner=Connection)

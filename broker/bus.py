@@ -14,9 +14,18 @@ from typing import Any
 from .connection import ACTIVE, CLOSED, MONITOR, Connection
 from .errors import ACCESS_DENIED, INVALID_ARGS, LIMITS, NOT_FOUND, Refused
 from .match import MatchIndex, Rule
+from .mem import Map64
 from .queue import sender_field
 from .routing import DRIVER, Router
 from .syntax import is_bus_name
+
+
+def _shown(text: bytes) -> str:
+    return text.decode(errors="replace")
+
+
+def _number(rule: Rule) -> int:
+    return rule.number
 
 
 class Bus(Router):
@@ -106,17 +115,19 @@ class Bus(Router):
 
     def drop_rules(self, conn: Connection, index: MatchIndex) -> None:
         for rule in conn.rules:
+            self.unrefer(rule)
             index.remove(rule)
-            conn.user.matches -= 1
-        conn.rules.clear()
+        conn.user.matches -= conn.n_rules
+        conn.rule_table = None
+        conn.n_rules = 0
         # Rules of others that name this connection can never match again: ids do not come back.
         if conn.referers is not None:
-            for rule in list(conn.referers):
+            # The latest first: that one is found at once, however many say the same.
+            for rule in sorted(conn.referers, key=_number, reverse=True):
                 owner = rule.owner
                 if owner is not None:
                     self.match_index.remove(rule)
-                    owner.rules.remove(rule)
-                    owner.user.matches -= 1
+                    self.drop_rule(owner, rule)
             conn.referers = None
 
     def expire(self) -> float:
@@ -131,24 +142,24 @@ class Bus(Router):
 
     def request_name(self, conn: Connection, text: bytes, flags: int) -> int:
         """RequestName (kdbus: NAME_ACQUIRE); one of names.PRIMARY_OWNER and so on, or Refused."""
-        shown = text.decode(errors="replace")
         if not is_bus_name(text):
-            raise Refused(INVALID_ARGS, f'Requested bus name "{shown}" is not valid')
-        if text[:1] == b":":
+            raise Refused(INVALID_ARGS, f'Requested bus name "{_shown(text)}" is not valid')
+        if text[0] == 58:
             raise Refused(
-                INVALID_ARGS, f"Cannot acquire a service starting with ':' such as \"{shown}\""
+                INVALID_ARGS,
+                f"Cannot acquire a service starting with ':' such as \"{_shown(text)}\"",
             )
         if text == DRIVER:
             # The missing space is dbus-daemon's.
             raise Refused(
                 INVALID_ARGS,
-                f'Connection "{conn.label}" is not allowed to own the service "{shown}"because '
-                "it is reserved for D-Bus' use only",
+                f'Connection "{conn.label}" is not allowed to own the service "{_shown(text)}"'
+                "because it is reserved for D-Bus' use only",
             )
         if not conn.policy.may_own(text):
             raise Refused(
                 ACCESS_DENIED,
-                f'Connection "{conn.label}" is not allowed to own the service "{shown}" due '
+                f'Connection "{conn.label}" is not allowed to own the service "{_shown(text)}" due '
                 "to security policies in the configuration file",
             )
         limit = self.limits.max_names_per_connection
@@ -170,16 +181,17 @@ class Bus(Router):
 
     def release_name(self, conn: Connection, text: bytes) -> int:
         """ReleaseName; one of names.RELEASED and so on, or Refused."""
-        shown = text.decode(errors="replace")
         if not is_bus_name(text):
-            raise Refused(INVALID_ARGS, f'Given bus name "{shown}" is not valid')
-        if text[:1] == b":":
+            raise Refused(INVALID_ARGS, f'Given bus name "{_shown(text)}" is not valid')
+        if text[0] == 58:
             raise Refused(
-                INVALID_ARGS, f"Cannot release a service starting with ':' such as \"{shown}\""
+                INVALID_ARGS,
+                f"Cannot release a service starting with ':' such as \"{_shown(text)}\"",
             )
         if text == DRIVER:
             raise Refused(
-                INVALID_ARGS, f"Cannot release the {shown} service because it is owned by the bus"
+                INVALID_ARGS,
+                f"Cannot release the {_shown(text)} service because it is owned by the bus",
             )
         return self.names.release(conn, text)
 
@@ -201,7 +213,7 @@ class Bus(Router):
     def add_match(self, conn: Connection, rule: Rule) -> None:
         """AddMatch (kdbus: MATCH_ADD); Refused(LIMITS) where the connection has too many."""
         limit = self.limits.max_match_rules_per_connection
-        if len(conn.rules) >= limit:
+        if conn.n_rules >= limit:
             raise Refused(
                 LIMITS,
                 f'Connection "{conn.label}" is not allowed to add more match rules '
@@ -209,36 +221,71 @@ class Bus(Router):
                 f"max_match_rules_per_connection={limit})",
             )
         self.match_index.add(rule, conn)
-        conn.rules.append(rule)
-        conn.user.matches += 1
-        held = len(conn.rules)
+        self.keep_rule(conn, rule)
+        held = conn.n_rules
         conn.peak_rules = max(conn.peak_rules, held)
         self.peak_rules = max(self.peak_rules, held)
-        for name in (rule.sender, rule.destination):
-            if name is not None and name[:1] == b":":
-                peer = self.lookup(name)
-                if peer is not None and peer is not conn:
-                    if peer.referers is None:
-                        peer.referers = set()
-                    peer.referers.add(rule)
+        if rule.sender is not None:
+            self.refer(rule, rule.sender)
+        if rule.destination is not None:
+            self.refer(rule, rule.destination)
 
     def remove_match(self, conn: Connection, rule: Rule) -> None:
         """RemoveMatch: removes the latest rule equal to `rule`, or Refused(NOT_FOUND)."""
-        identity = rule.identity()
-        rules = conn.rules
-        for i in range(len(rules) - 1, -1, -1):
-            have = rules[i]
-            if have.identity() == identity:
-                self.match_index.remove(have)
-                del rules[i]
-                conn.user.matches -= 1
-                for name in (have.sender, have.destination):
-                    if name is not None and name[:1] == b":":
-                        peer = self.lookup(name)
-                        if peer is not None and peer.referers is not None:
-                            peer.referers.discard(have)
-                return
-        raise Refused(NOT_FOUND, "The given match rule wasn't found and can't be removed")
+        have = None
+        if conn.rule_table is not None:
+            have = conn.rule_table.get(rule.content())
+            while have is not None and not have.same_as(rule):
+                have = have.earlier
+        if have is None:
+            raise Refused(NOT_FOUND, "The given match rule wasn't found and can't be removed")
+        self.unrefer(have)
+        self.match_index.remove(have)
+        self.drop_rule(conn, have)
+
+    def keep_rule(self, conn: Connection, rule: Rule) -> None:
+        """Counts the rule as the connection's latest."""
+        if conn.rule_table is None:
+            conn.rule_table = Map64()
+        self.last_rule += 1
+        rule.number = self.last_rule
+        rule.digest = rule.content()
+        rule.earlier = conn.rule_table.get(rule.digest)
+        conn.rule_table.put(rule.digest, rule)
+        conn.n_rules += 1
+        conn.user.matches += 1
+
+    def drop_rule(self, conn: Connection, rule: Rule) -> None:
+        """Undoes `keep_rule()`."""
+        have = conn.rule_table.get(rule.digest)
+        if have is not rule:
+            while have.earlier is not rule:
+                have = have.earlier
+            have.earlier = rule.earlier
+        elif rule.earlier is None:
+            conn.rule_table.pop(rule.digest)
+        else:
+            conn.rule_table.put(rule.digest, rule.earlier)
+        rule.earlier = None
+        conn.n_rules -= 1
+        conn.user.matches -= 1
+
+    def refer(self, rule: Rule, name: bytes) -> None:
+        """Notes with the connection of this unique name, if it is one, that a rule names it."""
+        if name and name[0] == 58:
+            peer = self.lookup(name)
+            if peer is not None and peer is not rule.owner:
+                if peer.referers is None:
+                    peer.referers = set()
+                peer.referers.add(rule)
+
+    def unrefer(self, rule: Rule) -> None:
+        """The rule goes: whom it names need not know of it any more."""
+        for name in (rule.sender, rule.destination):
+            if name is not None and name[:1] == b":":
+                peer = self.lookup(name)
+                if peer is not None and peer.referers is not None:
+                    peer.referers.discard(rule)
 
     # Monitors
 
@@ -253,8 +300,8 @@ class Bus(Router):
         self.table.pop(conn.id)
         self.names.release_all(conn, False)
         self.drop_rules(conn, self.match_index)
-        conn.rules.extend(rules)
-        conn.user.matches += len(rules)
+        for rule in rules:
+            self.keep_rule(conn, rule)
         self.replies.drop_caller(conn)
         owed = self.replies.owed_by(conn)
         conn.state = MONITOR

@@ -26,7 +26,8 @@ cdef class Connection:
     cdef public int receive_types
     cdef readonly dict names
     cdef readonly dict owned
-    cdef readonly list rules
+    cdef Map64 rule_table
+    cdef readonly Py_ssize_t n_rules
     cdef public object referers
     cdef Map64 calls
     cdef readonly int64_t n_calls

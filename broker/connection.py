@@ -29,8 +29,9 @@ class Connection:
     """`transport` and `creds` belong to the front and mean nothing to the core.
 
     `names`: every name it owns or is queued for, oldest first; `owned`: those it is primary
-    owner of; `rules`: its match rules, oldest first; `calls`: replies it waits for; `owes`:
-    replies it is to give; `send_open` and the like: see `policy.ClientPolicy`.
+    owner of; `rules`: its match rules, oldest first, kept in `rule_table` by what they say;
+    `calls`: replies it waits for; `owes`: replies it is to give; `referers`: rules of others that
+    name it; `send_open` and the like: see `policy.ClientPolicy`.
 
     `to_keys`, `to_types`: the message types that clients of a policy may always send to this
     connection, by the policy's number, in slot number % KEPT; `from_keys`, `from_types`: those that
@@ -53,7 +54,8 @@ class Connection:
         self.receive_types = 0
         self.names: dict[bytes, Any] = {}
         self.owned: dict[bytes, Any] = {}
-        self.rules: list[Any] = []
+        self.rule_table: Map64 | None = None
+        self.n_rules = 0
         self.referers: set[Any] | None = None
         self.calls: Map64 | None = None
         self.n_calls = 0
@@ -88,6 +90,18 @@ class Connection:
     def queued(self) -> dict[bytes, Any]:
         """Names it waits for."""
         return {text: name for text, name in self.names.items() if text not in self.owned}
+
+    @property
+    def rules(self) -> list[Any]:
+        found = []
+        if self.rule_table is not None:
+            for latest in self.rule_table.values():
+                rule = latest
+                while rule is not None:
+                    found.append(rule)
+                    rule = rule.earlier
+        found.sort(key=lambda rule: rule.number)
+        return found
 
     @property
     def label(self) -> str:

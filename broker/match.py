@@ -10,6 +10,10 @@ A rule's *shape* says which of its keys can be looked up: sender, interface, mem
 values of those keys; a message probes each shape once (namespaces: once per prefix). All
 other keys are checked on the few rules found. Strings are compared as atoms.
 
+Rules of one shape and the same values hang in one chain, in the order in which they were added: the
+table has the first, whose `before` is the last. So adding and removing cost the same whatever the
+number of rules, also where ten thousand peers have the same one.
+
 Semantics: D-Bus specification "Match Rules"; `eavesdrop` and `destination` as dbus-daemon.
 """
 
@@ -26,7 +30,7 @@ from .mem import Map64
 from .message import Message
 
 if not cython.compiled:
-    from .mem import mix, same
+    from .mem import hash64, mix, of_bytes, same
 
 ARG_STRING, ARG_PATH, ARG_NAMESPACE = b"s", b"p", b"n"
 
@@ -40,7 +44,7 @@ DRIVER_NAME = b"org.freedesktop.DBus"
 class Arg:
     """One argN, argNpath or arg0namespace key. `kind`: 115 string, 112 path, 110 namespace."""
 
-    def __init__(self, index: int, kind: int, text: bytes) -> None:
+    def __init__(self, index: int = 0, kind: int = 0, text: bytes = b"") -> None:
         self.index = index
         self.kind = kind
         self.text = text
@@ -73,9 +77,11 @@ class Arg:
 
 
 class Rule:
-    """One match rule. All strings are bytes; None means "any". `text` is the rule as given.
+    """One match rule. All strings are bytes; None means "any".
 
-    `args` maps an argument number to (kind, value): "s" argN, "p" argNpath, "n" arg0namespace."""
+    `args` maps an argument number to (kind, value): "s" argN, "p" argNpath, "n" arg0namespace.
+    `owner` has it in an index, as his `number`th rule; `earlier` is one of his that says the
+    same, or happens to have the same `digest`."""
 
     def __init__(
         self,
@@ -88,7 +94,6 @@ class Rule:
         destination: bytes | None = None,
         args: dict[int, tuple[str, bytes]] | None = None,
         eavesdrop: bool = False,
-        text: bytes = b"",
     ) -> None:
         self.type = type
         self.sender = sender
@@ -98,34 +103,57 @@ class Rule:
         self.path_namespace = path_namespace
         self.destination = destination
         self.eavesdrop = eavesdrop
-        self.text = text
-        self.args = [Arg(i, ord(kind), value) for i, (kind, value) in sorted((args or {}).items())]
+        self.args: tuple[Arg, ...] = ()
+        if args:
+            self.args = tuple([Arg(i, ord(kind), text) for i, (kind, text) in sorted(args.items())])
         self.owner: Connection | None = None
+        self.number = 0
+        self.digest = 0
+        self.earlier: Rule | None = None
+        self.before: Rule | None = None
+        self.after: Rule | None = None
         self.shape: Shape | None = None
         self.key = 0
         self.sender_id = 0
-        self.atoms: list[Atom] = []
         self.sender_atom: Atom | None = None
         self.interface_atom: Atom | None = None
         self.member_atom: Atom | None = None
         self.path_atom: Atom | None = None
+        self.arg_atom: Atom | None = None
 
-    def identity(self) -> tuple[object, ...]:
-        """Two rules are the same rule if this is equal."""
-        return (
-            self.type,
-            self.sender,
-            self.interface,
-            self.member,
-            self.path,
-            self.path_namespace,
-            self.destination,
-            self.eavesdrop,
-            tuple([(a.index, a.kind, a.text) for a in self.args]),
-        )
+    def content(self) -> int:
+        """A number that rules which say the same have in common."""
+        key = mix(self.type, 1 if self.eavesdrop else 0)
+        key = blend(key, self.sender)
+        key = blend(key, self.interface)
+        key = blend(key, self.member)
+        key = blend(key, self.path)
+        key = blend(key, self.path_namespace)
+        key = blend(key, self.destination)
+        for arg in self.args:
+            key = blend(mix(key, arg.index * 256 + arg.kind), arg.text)
+        return key
 
-    def __repr__(self) -> str:
-        return f"<Rule {self.text.decode(errors='replace')}>"
+    def same_as(self, other: Rule) -> bool:
+        """Whether RemoveMatch takes one for the other."""
+        if (
+            self.type != other.type
+            or self.eavesdrop != other.eavesdrop
+            or self.sender != other.sender
+            or self.interface != other.interface
+            or self.member != other.member
+            or self.path != other.path
+            or self.path_namespace != other.path_namespace
+            or self.destination != other.destination
+            or len(self.args) != len(other.args)
+        ):
+            return False
+        for i in range(len(self.args)):
+            mine = self.args[i]
+            its = other.args[i]
+            if mine.index != its.index or mine.kind != its.kind or mine.text != its.text:
+                return False
+        return True
 
     def matches(self, msg: Message, sender: Connection | None, dest: Connection | None) -> bool:
         """Whether this rule wants `msg` (sender None: the driver; dest None: nobody or the driver).
@@ -178,26 +206,29 @@ class Rule:
 
 
 class Shape:
-    """Rules that can be looked up by the same keys."""
+    """Rules that can be looked up by the same keys; `table` has the first of each chain."""
 
-    def __init__(self, bits: int, arg: int, number: int) -> None:
+    def __init__(self, bits: int, arg: int) -> None:
         self.bits = bits
         self.arg = arg
-        self.number = number
         self.count = 0
+        self.most = 0
         self.table = Map64()
 
 
 class MatchIndex:
-    """All match rules of a bus (or all monitor filters)."""
+    """All match rules of a bus (or all monitor filters).
+
+    `shapes` are those with rules; an empty one stays in `by_bits` unless its table has grown."""
 
     def __init__(self, atoms: Atoms) -> None:
         self.atoms = atoms
         self.shapes: list[Shape] = []
-        self.by_bits: dict[tuple[int, int], Shape] = {}
+        self.by_bits: dict[int, Shape] = {}
         self.count = 0
         self.n_eavesdrop = 0
-        self.driver_key = 0
+        self.driver = atoms.intern(DRIVER_NAME)
+        self.driver_key = mix(0, self.driver.number * 2 + 1)
         self.stamp = 0
         self.found: list[Connection] = []
         self.msg: Message | None = None
@@ -212,86 +243,115 @@ class MatchIndex:
 
     def add(self, rule: Rule, owner: Connection) -> None:
         """Adds `rule` for `owner`; a rule object is in one index once."""
+        atoms = self.atoms
         bits = S_EAVESDROP if rule.eavesdrop else 0
         arg_index = -1
         key = 0
+        # The atoms' strings take the place of the rule's own: equal ones are in memory once.
         if rule.sender is not None:
             bits |= S_SENDER
             if rule.sender[:1] == b":":
                 rule.sender_id = unique_id(rule.sender)
                 key = mix(key, rule.sender_id * 2)
             else:
-                rule.sender_atom = self.hold(rule, rule.sender)
+                rule.sender_atom = atoms.intern(rule.sender)
+                rule.sender = rule.sender_atom.text
                 rule.sender_atom.watched += 1
                 key = mix(key, rule.sender_atom.number * 2 + 1)
         if rule.interface is not None:
             bits |= S_INTERFACE
-            rule.interface_atom = self.hold(rule, rule.interface)
+            rule.interface_atom = atoms.intern(rule.interface)
+            rule.interface = rule.interface_atom.text
             key = mix(key, rule.interface_atom.number)
         if rule.member is not None:
             bits |= S_MEMBER
-            rule.member_atom = self.hold(rule, rule.member)
+            rule.member_atom = atoms.intern(rule.member)
+            rule.member = rule.member_atom.text
             key = mix(key, rule.member_atom.number)
         if rule.path is not None:
             bits |= S_PATH
-            rule.path_atom = self.hold(rule, rule.path)
+            rule.path_atom = atoms.intern(rule.path)
+            rule.path = rule.path_atom.text
             key = mix(key, rule.path_atom.number)
         elif rule.path_namespace is not None and rule.path_namespace != b"/":
             bits |= S_PATH_NS
-            rule.path_atom = self.hold(rule, rule.path_namespace)
+            rule.path_atom = atoms.intern(rule.path_namespace)
+            rule.path_namespace = rule.path_atom.text
             key = mix(key, rule.path_atom.number)
         for arg in rule.args:
             if arg.kind == 115 or arg.kind == 110:
                 bits |= S_ARG if arg.kind == 115 else S_ARG_NS
                 arg_index = arg.index
-                key = mix(key, self.hold(rule, arg.text).number)
+                rule.arg_atom = atoms.intern(arg.text)
+                arg.text = rule.arg_atom.text
+                key = mix(key, rule.arg_atom.number)
                 break
-        shape = self.by_bits.get((bits, arg_index))
+        place = (arg_index + 1) * 256 + bits
+        shape = self.by_bits.get(place)
         if shape is None:
-            shape = Shape(bits, arg_index, len(self.by_bits))
-            self.by_bits[(bits, arg_index)] = shape
+            shape = Shape(bits, arg_index)
+            self.by_bits[place] = shape
+        if shape.count == 0:
             self.shapes.append(shape)
-        bucket = shape.table.get(key)
-        if bucket is None:
-            bucket = []
-            shape.table.put(key, bucket)
-        bucket.append(rule)
+        first = shape.table.get(key)
+        if first is None:
+            rule.before = rule
+            shape.table.put(key, rule)
+        else:
+            rule.before = first.before
+            rule.before.after = rule
+            first.before = rule
         shape.count += 1
+        if shape.count > shape.most:
+            shape.most = shape.count
         self.count += 1
         self.n_eavesdrop += 1 if rule.eavesdrop else 0
         rule.shape = shape
         rule.key = key
         rule.owner = owner
 
-    def hold(self, rule: Rule, text: bytes) -> Atom:
-        atom = self.atoms.intern(text)
-        rule.atoms.append(atom)
-        return atom
-
     def remove(self, rule: Rule) -> None:
         """Removes a rule that `add()` added."""
         shape = rule.shape
-        bucket = shape.table.get(rule.key)
-        for i in range(len(bucket)):
-            if bucket[i] is rule:
-                del bucket[i]
-                break
-        if not bucket:
-            shape.table.pop(rule.key)
+        self.unlink(shape, rule)
         shape.count -= 1
         self.count -= 1
         self.n_eavesdrop -= 1 if rule.eavesdrop else 0
         if shape.count == 0:
             self.shapes.remove(shape)
-            del self.by_bits[(shape.bits, shape.arg)]
+            if shape.most > 64:
+                del self.by_bits[(shape.arg + 1) * 256 + shape.bits]
         if rule.sender_atom is not None:
             rule.sender_atom.watched -= 1
-        for atom in rule.atoms:
-            self.atoms.release(atom)
-        rule.atoms.clear()
+            self.give_back(rule.sender_atom)
+        self.give_back(rule.interface_atom)
+        self.give_back(rule.member_atom)
+        self.give_back(rule.path_atom)
+        self.give_back(rule.arg_atom)
         rule.sender_atom = rule.interface_atom = rule.member_atom = rule.path_atom = None
+        rule.arg_atom = None
         rule.shape = None
         rule.owner = None
+
+    def unlink(self, shape: Shape, rule: Rule) -> None:
+        """Takes the rule out of its chain."""
+        first = shape.table.get(rule.key)
+        if first is not rule:
+            rule.before.after = rule.after
+            if rule.after is None:
+                first.before = rule.before
+            else:
+                rule.after.before = rule.before
+        elif rule.after is None:
+            shape.table.pop(rule.key)
+        else:
+            rule.after.before = rule.before
+            shape.table.put(rule.key, rule.after)
+        rule.before = rule.after = None
+
+    def give_back(self, atom: Atom | None) -> None:
+        if atom is not None:
+            self.atoms.release(atom)
 
     def collect(
         self, msg: Message, sender: Connection | None, dest: Connection | None
@@ -299,6 +359,8 @@ class MatchIndex:
         """Connections with a rule for `msg`, each once, `dest` left out. The list is used again."""
         found = self.found
         found.clear()
+        if self.count == 0:
+            return found
         # The counter is shared by all indexes over these atoms, as `Connection.stamp` is.
         self.atoms.stamp += 1
         self.stamp = self.atoms.stamp
@@ -311,9 +373,6 @@ class MatchIndex:
         self.interface_n = self.number_of(msg, msg.iface_off, msg.iface_len)
         self.member_n = self.number_of(msg, msg.member_off, msg.member_len)
         self.path_n = self.number_of(msg, msg.path_off, msg.path_len)
-        if sender is None:
-            atom = self.atoms.lookup(DRIVER_NAME)
-            self.driver_key = mix(0, atom.number * 2 + 1) if atom is not None else 0
         for shape in self.shapes:
             bits = shape.bits
             if unicast and not bits & S_EAVESDROP:
@@ -393,15 +452,19 @@ class MatchIndex:
                     self.probe(shape, mix(key, atom.number))
 
     def probe(self, shape: Shape, key: int) -> None:
-        bucket = shape.table.get(key)
-        if bucket is None:
-            return
         msg = self.msg
-        for rule in bucket:
+        rule = shape.table.get(key)
+        while rule is not None:
             owner = rule.owner
             if owner.stamp != self.stamp and rule.matches(msg, self.sender, self.dest):
                 owner.stamp = self.stamp
                 self.found.append(owner)
+            rule = rule.after
+
+
+def blend(key: int, text: bytes | None) -> int:
+    """One more string, or none, for `Rule.content()`."""
+    return mix(key, hash64(of_bytes(text), 0, len(text)) if text is not None else 1)
 
 
 def unique_id(name: bytes) -> int:

@@ -27,18 +27,18 @@ RELEASED, NON_EXISTENT, NOT_OWNER = 1, 2, 3
 class Owner:
     """A connection's claim on a name, with the flags of its latest request."""
 
-    def __init__(self, conn: Connection, flags: int) -> None:
-        self.conn = conn
-        self.flags = flags
+    def __init__(self) -> None:
+        self.conn: Connection | None = None
+        self.flags = 0
 
 
 class Name:
     """One well-known name. `activator` (kdbus: an activator connection) takes messages while
     nobody owns the name; the front decides what that is."""
 
-    def __init__(self, text: bytes, atom: Atom) -> None:
-        self.text = text
-        self.atom = atom
+    def __init__(self) -> None:
+        self.text = b""
+        self.atom: Atom | None = None
         self.owner: Connection | None = None
         self.queue: list[Owner] = []
         self.activator: Any = None
@@ -79,7 +79,10 @@ class Registry:
         name = self.names.get(text)
         if name is None:
             atom = self.atoms.intern(text)
-            name = Name(text, atom)
+            name = Name()
+            # One string for the name, its atom and the keys of all tables it stands in.
+            name.text = text = atom.text
+            name.atom = atom
             atom.name = name
             self.names[text] = name
         return name
@@ -157,7 +160,9 @@ class Registry:
         # A replacing claim goes right behind the owner, any other one to the end.
         claim = name.find(conn)
         if claim is None:
-            claim = Owner(conn, flags)
+            claim = Owner()
+            claim.conn = conn
+            claim.flags = flags
             conn.names[name.text] = name
             conn.forget_verdicts()
             conn.user.names += 1

@@ -6,7 +6,7 @@ from .accounting cimport Accounts, User
 from .atoms cimport Atom, Atoms
 from .connection cimport Connection
 from .match cimport MatchIndex, Rule
-from .mem cimport Map64, of_bytes, same
+from .mem cimport Buffer, Map64, load32, of_bytes, same, take, view
 from .message cimport Message
 from .names cimport Name, Registry
 from .queue cimport Queue
@@ -28,12 +28,14 @@ cdef class Router:
     cdef Map64 table
     cdef readonly dict connections
     cdef readonly uint64_t last_id
+    cdef uint64_t last_rule
     cdef readonly list dirty
     cdef public bint flushing
     cdef bytes field_inactive_le
     cdef bytes field_inactive_be
     cdef bytes head
     cdef Message greeting
+    cdef Message own
     cdef readonly uint64_t n_messages
     cdef readonly uint64_t n_denied
     cdef readonly uint64_t n_dropped
@@ -60,6 +62,10 @@ cdef class Router:
     @cython.locals(conn=Connection)
     cpdef capture(self, Message msg, Connection sender, Connection dest)
     cpdef emit(self, Connection dest, bytes wire, object fds=*, bint captured=*)
+    @cython.locals(queue=Queue, msg=Message)
+    cpdef post(self, Connection dest, Buffer data)
+    cpdef tell(self, Message msg)
+    cpdef bint heard(self)
     cpdef show(self, bytes wire)
     cdef enqueue(self, Connection dest, Message msg, Connection sender, User user)
     cpdef stir(self, Connection conn)

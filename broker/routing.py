@@ -26,14 +26,14 @@ from .connection import ACTIVE, CLOSED, MONITOR, NEW, Connection
 from .errors import ACCESS_DENIED, LIMITS, NO_OWNER, NOT_SUPPORTED, Refused
 from .limits import Limits
 from .match import MatchIndex
-from .mem import Map64
+from .mem import Buffer, Map64
 from .message import Message, clean
 from .names import Registry
 from .queue import sender_field
 from .replies import Replies
 
 if not cython.compiled:
-    from .mem import of_bytes, same
+    from .mem import load32, of_bytes, same, take, view
 
 # Copies that are C integers when compiled.
 _NEW, _ACTIVE, _MONITOR, _CLOSED = NEW, ACTIVE, MONITOR, CLOSED
@@ -67,12 +67,14 @@ class Router:
         self.table = Map64()
         self.connections: dict[int, Connection] = {}
         self.last_id = 0
+        self.last_rule = 0
         self.dirty: list[Connection] = []
         self.flushing = False
         self.field_inactive_le = sender_field(NOT_ACTIVE, False)
         self.field_inactive_be = sender_field(NOT_ACTIVE, True)
         self.head: bytes | None = None
         self.greeting: Message | None = None
+        self.own = Message()
         self.n_messages = 0
         self.n_denied = 0
         self.n_dropped = 0
@@ -309,11 +311,11 @@ class Router:
         if not msg.load(wire):
             raise ValueError("the driver made an invalid message")
         msg.fds = fds
+        if dest is None:
+            self.tell(msg)
+            return
         if self.monitors and not captured:
             self.capture(msg, None, dest)
-        if dest is None:
-            self.broadcast(msg, None, None)
-            return
         if dest.state == _CLOSED or dest.state == _MONITOR:
             return
         if dest.id and not dest.receive_open:
@@ -329,6 +331,45 @@ class Router:
             self.front.dropped(None, dest, msg)
             return
         self.enqueue(dest, msg, None, self.accounts.bus)
+
+    def post(self, dest: Connection, data: Buffer) -> None:
+        """emit() of what the driver wrote into a buffer, one message without descriptors.
+
+        The buffer is free again afterwards. Nothing is parsed where nobody looks at fields; what
+        the driver writes is held against the parser by its tests."""
+        size = data.end - data.head
+        queue = dest.queue
+        if (
+            self.monitors
+            or not (
+                dest.id == 0
+                or dest.receive_open
+                or (dest.receive_types >> data.p[data.head + 1]) & 1
+            )
+            or size >= 16384
+            or queue.size > self.max_outgoing_bytes
+            or queue.n_fds > self.max_outgoing_unix_fds
+        ):
+            self.emit(dest, take(data.p, data.head, size))
+            return
+        if dest.state == _CLOSED:
+            return
+        msg = self.own
+        msg.p = view(data.p, data.head, size)
+        msg.fields_end = 16 + load32(msg.p, 12, False)
+        msg.body_off = (msg.fields_end + 7) & ~7
+        msg.body_len = size - msg.body_off
+        self.enqueue(dest, msg, None, self.accounts.bus)
+
+    def heard(self) -> bool:
+        """Whether a broadcast could reach anybody."""
+        return self.match_index.count > 0 or len(self.monitors) > 0
+
+    def tell(self, msg: Message) -> None:
+        """Broadcasts a message of the driver's own."""
+        if self.monitors:
+            self.capture(msg, None, None)
+        self.broadcast(msg, None, None)
 
     def enqueue(
         self, dest: Connection, msg: Message, sender: Connection | None, user: User

@@ -16,7 +16,7 @@ from jitney.broker.policy import PolicySet
 
 from . import wire
 from .activation import Activator, DirectoryWatch, Settings
-from .driver import Driver
+from .driver import INTERFACES, Driver
 from .errors import ACCESS_DENIED, DBusError
 from .front import Front, loginfo
 from .hub import Hub
@@ -68,7 +68,7 @@ class BusContext:
         # The unique name counts, as in dbus-daemon.
         names = len(conn.names) + 1
         return {
-            "MatchRules": len(conn.rules),
+            "MatchRules": conn.n_rules,
             "PeakMatchRules": conn.peak_rules,
             "BusNames": names,
             "PeakBusNames": max(names, conn.peak_names + 1),
@@ -156,7 +156,9 @@ class BusService:
             config.service_dirs,
         )
         self.front.activator = self.activator
-        self.front.driver = Driver(self.bus, self.activator, BusContext(self, daemon))
+        self.front.use_driver(
+            Driver(self.bus, self.activator, BusContext(self, daemon), INTERFACES)
+        )
         self.hub = Hub(self.bus, self.front)
         if len(os.sched_getaffinity(0)) > 1:
             # With a single CPU, whom we wait for could not run while we look.

@@ -14,6 +14,7 @@ cdef class Front:
     cdef public object driver
     cdef public object activator
     cdef public object hub
+    cdef public object driver_call, undirected, name_owner_changed, name_acquired, name_lost
     cdef readonly dict known
 
     cpdef Connection admit(self, Peer peer, Auth auth)
@@ -21,8 +22,4 @@ cdef class Front:
     cpdef give_policy(self, Connection conn)
     cpdef registered(self, Connection conn)
     cpdef gone(self, Connection conn)
-    cpdef bint driver_call(self, Connection conn, Message msg) except -1
-    cpdef name_owner_changed(self, bytes name, Connection old, Connection new)
-    cpdef name_acquired(self, Connection conn, bytes name)
     cpdef name_owned(self, Connection conn, bytes name)
-    cpdef name_lost(self, Connection conn, bytes name)

@@ -23,6 +23,7 @@ from .peer import Peer
 if TYPE_CHECKING:
     from jitney.broker.policy import ClientPolicy, PolicySet
 
+    from .driver import Driver
 DRIVER = "org.freedesktop.DBus"
 TYPES = {1: "method_call", 2: "method_return", 3: "error", 4: "signal"}
 
@@ -31,7 +32,10 @@ COMMAND_LENGTH = 50
 
 
 class Front:
-    """The classic side of one bus. `driver` and `activator` are set by whoever builds the bus."""
+    """The classic side of one bus. Whoever builds it gives it its driver, activator and hub.
+
+    What the core asks for most is the driver's own business; `use_driver()` lets the core call it
+    without a detour through here."""
 
     def __init__(self, bus: Bus, policies: PolicySet, log: Any) -> None:
         self.bus = bus
@@ -42,6 +46,14 @@ class Front:
         self.activator: Any = None
         self.hub: Any = None
         self.known: dict[int, bool] = {}
+
+    def use_driver(self, driver: Driver) -> None:
+        self.driver = driver
+        self.driver_call = driver.call
+        self.undirected = driver.undirected
+        self.name_owner_changed = driver.name_owner_changed
+        self.name_acquired = driver.name_acquired
+        self.name_lost = driver.name_lost
 
     # Who gets in
 
@@ -107,13 +119,6 @@ class Front:
 
     # Calls of the core
 
-    def driver_call(self, conn: Connection, msg: Message) -> bool:
-        done: bool = self.driver.call(conn, msg)
-        return done
-
-    def undirected(self, conn: Connection, msg: Message) -> None:
-        self.driver.undirected(conn, msg)
-
     def misbehaved(self, conn: Connection, msg: Message) -> None:
         """Somebody sent what nobody in his state may send: that is the end of him."""
         if conn.monitor:
@@ -136,20 +141,9 @@ class Front:
     def deadline(self, when: float) -> None:
         self.hub.alarm(when)
 
-    def name_owner_changed(
-        self, name: bytes, old: Connection | None, new: Connection | None
-    ) -> None:
-        self.driver.name_owner_changed(name, old, new)
-
-    def name_acquired(self, conn: Connection, name: bytes) -> None:
-        self.driver.name_acquired(conn, name)
-
     def name_owned(self, conn: Connection, name: bytes) -> None:
         if self.activator is not None:
             self.activator.name_owned(name, conn)
-
-    def name_lost(self, conn: Connection, name: bytes) -> None:
-        self.driver.name_lost(conn, name)
 
     def activate(self, conn: Connection, msg: Message, name: bytes) -> Refused | DBusError | None:
         """Nobody owns `name`: None if the message waits for a service now, else what to answer."""

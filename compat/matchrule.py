@@ -1,18 +1,38 @@
+# cython: infer_types=True
 """Match rule strings: the text that AddMatch takes, read and written as dbus-daemon does.
 
 Invariant: a text is accepted, refused with the very words, or read as the same rule as
 dbus-daemon 1.14 would. Where that grammar is odder than the specification's ("Match Rules"),
 it is the daemon's that holds: clients have been written against it.
+
+`parse()` takes rules as libraries write them at once (`plain()`); at the first thing that is not
+plain the text goes to `thorough()`, which knows the whole grammar and all that can be wrong.
 """
 
 from __future__ import annotations
 
 import re
+from typing import Any
 
-from jitney.broker.match import Rule
+try:
+    import cython
+except ImportError:
+    from jitney.broker._cython import cython
+
+from jitney.broker.match import Arg, Rule
 from jitney.broker.syntax import is_bus_name, is_interface, is_member, is_namespace, is_path
 
 from .errors import LIMITS_EXCEEDED, MATCH_RULE_INVALID, DBusError
+
+if not cython.compiled:
+    from jitney.broker.mem import of_bytes, same, take
+    from jitney.broker.syntax import (
+        bus_name_ok,
+        interface_ok,
+        member_ok,
+        namespace_ok,
+        path_ok,
+    )
 
 MAX_LENGTH = 1024
 MAX_ARG = 63
@@ -38,6 +58,138 @@ def parse(text: bytes) -> Rule:
     """The rule that `text` says.
 
     DBusError(MatchRuleInvalid), or LimitsExceeded when it is longer than MAX_LENGTH bytes."""
+    rule = plain(text)
+    return thorough(text) if rule is None else rule
+
+
+def plain(text: bytes) -> Rule | None:
+    """The rule, if the text is valid and has nothing unusual: each value is either without quotes
+    and backslashes, or one run within quotes; no key twice; no space but before keys."""
+    p = of_bytes(text)
+    end = len(text)
+    if end > 1024:
+        return None
+    rule = Rule()
+    args: list[Arg] | None = None
+    keys = 0
+    pos = 0
+    while pos < end:
+        while p[pos] == 32:
+            pos += 1
+            if pos == end:
+                return None
+        key = pos
+        while pos < end and p[pos] != 61:
+            c = p[pos]
+            if c <= 32 or c == 44 or c == 39 or c == 92:
+                return None
+            pos += 1
+        n_key = pos - key
+        pos += 1
+        keys += 1
+        if pos >= end or n_key == 0 or keys > 16:
+            return None
+        if p[pos] == 39:
+            pos += 1
+            start = pos
+            while pos < end and p[pos] != 39:
+                pos += 1
+            n = pos - start
+            pos += 1
+            if pos > end or (pos < end and p[pos] != 44):
+                return None
+        else:
+            start = pos
+            while pos < end and p[pos] != 44:
+                if p[pos] == 39 or p[pos] == 92:
+                    return None
+                pos += 1
+            n = pos - start
+        pos += 1
+        if same(p, key, n_key, b"type"):
+            if rule.type:
+                return None
+            if same(p, start, n, b"signal"):
+                rule.type = 4
+            else:
+                rule.type = TYPES.get(take(p, start, n), 0)
+                if rule.type == 0:
+                    return None
+        elif same(p, key, n_key, b"sender"):
+            if rule.sender is not None or not bus_name_ok(p, start, n):
+                return None
+            rule.sender = take(p, start, n)
+        elif same(p, key, n_key, b"interface"):
+            if rule.interface is not None or not interface_ok(p, start, n):
+                return None
+            rule.interface = take(p, start, n)
+        elif same(p, key, n_key, b"member"):
+            if rule.member is not None or not member_ok(p, start, n):
+                return None
+            rule.member = take(p, start, n)
+        elif same(p, key, n_key, b"path"):
+            if rule.path is not None or rule.path_namespace is not None or not path_ok(p, start, n):
+                return None
+            rule.path = take(p, start, n)
+        elif same(p, key, n_key, b"path_namespace"):
+            if rule.path is not None or rule.path_namespace is not None or not path_ok(p, start, n):
+                return None
+            rule.path_namespace = take(p, start, n)
+        elif same(p, key, n_key, b"destination"):
+            if rule.destination is not None or not bus_name_ok(p, start, n):
+                return None
+            rule.destination = take(p, start, n)
+        elif n_key > 3 and same(p, key, 3, b"arg"):
+            arg = plain_arg(p, key, n_key, start, n)
+            if arg is None:
+                return None
+            if args is None:
+                args = [arg]
+            else:
+                # In the order of their numbers.
+                at = len(args)
+                while at > 0 and args[at - 1].index >= arg.index:
+                    at -= 1
+                    if args[at].index == arg.index:
+                        return None
+                args.insert(at, arg)
+        else:
+            return None
+    if args is not None:
+        rule.args = tuple(args)
+    return rule
+
+
+def plain_arg(p: Any, key: int, n_key: int, start: int, n: int) -> Arg | None:
+    """argN, argNpath or arg0namespace, with N in decimal."""
+    pos = key + 3
+    stop = key + n_key
+    index = p[pos] - 48
+    if index < 0 or index > 9:
+        return None
+    pos += 1
+    if index and pos < stop and 48 <= p[pos] <= 57:
+        index = index * 10 + p[pos] - 48
+        pos += 1
+    kind = 115
+    if pos < stop:
+        if same(p, pos, stop - pos, b"path"):
+            kind = 112
+        elif index == 0 and same(p, pos, stop - pos, b"namespace") and namespace_ok(p, start, n):
+            kind = 110
+        else:
+            return None
+    if index > 63:
+        return None
+    arg = Arg()
+    arg.index = index
+    arg.kind = kind
+    arg.text = take(p, start, n)
+    return arg
+
+
+def thorough(text: bytes) -> Rule:
+    """parse() by the whole grammar."""
     if len(text) > MAX_LENGTH:
         raise DBusError(
             LIMITS_EXCEEDED, f"Match rule text is {len(text)} bytes, maximum is {MAX_LENGTH}"
@@ -87,7 +239,6 @@ def parse(text: bytes) -> Rule:
         destination=found.get(b"destination"),
         args=args or None,
         eavesdrop=eavesdrop,
-        text=text,
     )
 
 

@@ -1,3 +1,4 @@
+# cython: infer_types=True
 """D-Bus marshalling for the bus's own messages (D-Bus specification, "Marshaling").
 
 Invariant: what this module writes is little-endian, valid and aligned from offset 0, and what it
@@ -9,7 +10,7 @@ entries is a dict, a struct is a tuple, a variant is a pair (signature, value), 
 into the message's file descriptors.
 
 The bus answers each driver call through here, so the signatures that driver calls really use have
-straight paths, and no object is made for a message.
+straight paths.
 """
 
 from __future__ import annotations
@@ -18,6 +19,16 @@ from collections.abc import Iterable, Sequence
 from struct import Struct
 from struct import error as struct_error
 from typing import Any
+
+try:
+    import cython
+except ImportError:
+    from jitney.broker._cython import cython
+
+from jitney.broker.mem import Buffer
+
+if not cython.compiled:
+    from jitney.broker.mem import copy, of_bytes, store32, take, zero
 
 CALL = 1
 RETURN = 2
@@ -45,6 +56,8 @@ _BIG = {code: Struct(">" + letter) for code, letter in _FORMAT.items()}
 _U32 = Struct("<I")
 _U32_BIG = Struct(">I")
 _HEAD = Struct("<cBBBIII")
+_SMALL = [_U32.pack(value) for value in range(8)]
+_scratch = Buffer()
 _PATH_BYTES = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_")
 
 
@@ -115,18 +128,35 @@ def _check_path(path: bytes) -> None:
 
 def string(value: str | bytes) -> bytes:
     """One string or object path as it stands in a body, without padding."""
-    raw = value.encode() if isinstance(value, str) else value
+    raw: bytes = value.encode() if isinstance(value, str) else value
     if b"\0" in raw:
         raise ValueError("string with a NUL byte")
-    return _U32.pack(len(raw)) + raw + b"\0"
+    _scratch.end = 0
+    _put(_scratch, raw)
+    return take(_scratch.p, 0, _scratch.end)
 
 
-def strings(*values: bytes) -> bytes:
-    """A body of strings only, each aligned."""
-    out = b""
-    for value in values:
-        out += _PAD[-len(out) & 3] + string(value)
-    return out
+def three_strings(first: bytes, second: bytes, third: bytes) -> bytes:
+    """A body of signature ``sss``; the strings are names, in which there is no NUL."""
+    _scratch.end = 0
+    _put(_scratch, first)
+    _put(_scratch, second)
+    _put(_scratch, third)
+    return take(_scratch.p, 0, _scratch.end)
+
+
+def _put(out: Buffer, raw: bytes) -> None:
+    # One string, padded to its place.
+    n = len(raw)
+    out.reserve(n + 8)
+    p = out.p
+    pad = -out.end & 3
+    zero(p, out.end, pad)
+    pos = out.end + pad
+    store32(p, pos, n, False)
+    copy(p, pos + 4, of_bytes(raw), 0, n)
+    zero(p, pos + 4 + n, 1)
+    out.end = pos + 5 + n
 
 
 def string_array(values: Iterable[str | bytes]) -> bytes:
@@ -142,7 +172,7 @@ def string_array(values: Iterable[str | bytes]) -> bytes:
 
 def u32(value: int) -> bytes:
     """A body of signature ``u``; ``b`` has the same form."""
-    return _U32.pack(value)
+    return _SMALL[value] if 0 <= value < 8 else _U32.pack(value)
 
 
 def marshal(signature: str, values: Sequence[Any], big_endian: bool = False) -> bytes:

@@ -1,3 +1,4 @@
+# cython: infer_types=True
 """org.freedesktop.DBus: names, match rules, credentials and the rest of what a bus is for.
 
 Invariant: a handler changes nothing once it has raised, and the signals of what it changed
@@ -7,9 +8,17 @@ have been sent when its reply is (Hello excepted, whose reply a client must see 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from .. import matchrule, wire
+try:
+    import cython
+except ImportError:
+    from jitney.broker._cython import cython
+
+from jitney.broker.connection import Connection
+from jitney.broker.message import Message
+
+from .. import wire
 from ..errors import (
     ADT_AUDIT_DATA_UNKNOWN,
     FAILED,
@@ -19,14 +28,15 @@ from ..errors import (
     DBusError,
 )
 from . import signals
+from .driver import Driver
 from .properties import PROPERTIES
 from .table import DRIVER, Interface, Method, arg
 
-if TYPE_CHECKING:
-    from jitney.broker.connection import Connection
-    from jitney.broker.message import Message
+if not cython.compiled:
+    from jitney.broker.mem import load32
 
-    from . import Driver
+    from ..matchrule import parse
+    from ..wire import string, u32
 
 _SELINUX = "/sys/fs/selinux/enforce"
 _MAX_ID = 0xFFFFFFFF
@@ -48,7 +58,7 @@ def peer_of(driver: Driver, name: bytes, what: str) -> Connection | None:
 
 def _last_u32(msg: Message) -> int:
     """The ``u`` that ends a body."""
-    return int.from_bytes(msg.body()[-4:], "big" if msg.big_endian else "little")
+    return load32(msg.p, msg.size - 4, msg.big)
 
 
 # ---- being on the bus, and names
@@ -58,27 +68,27 @@ def hello(driver: Driver, conn: Connection, msg: Message) -> bytes | None:
     if conn.registered:
         raise DBusError(FAILED, "Already handled an Hello message")
     driver.bus.hello(conn)
-    driver.reply(conn, msg.serial, "s", wire.string(conn.unique_name))
+    driver.reply(conn, msg.serial, "s", string(conn.unique_name))
     driver.bus.announce(conn)
     return None
 
 
 def request_name(driver: Driver, conn: Connection, msg: Message) -> bytes | None:
-    return wire.u32(driver.bus.request_name(conn, arg(msg), _last_u32(msg)))
+    return u32(driver.bus.request_name(conn, arg(msg), _last_u32(msg)))
 
 
 def release_name(driver: Driver, conn: Connection, msg: Message) -> bytes | None:
-    return wire.u32(driver.bus.release_name(conn, arg(msg)))
+    return u32(driver.bus.release_name(conn, arg(msg)))
 
 
 def name_has_owner(driver: Driver, conn: Connection, msg: Message) -> bytes | None:
     name = arg(msg)
-    return wire.u32(name == DRIVER or driver.find(name) is not None)
+    return u32(name == DRIVER or driver.find(name) is not None)
 
 
 def get_name_owner(driver: Driver, conn: Connection, msg: Message) -> bytes | None:
     owner = peer_of(driver, arg(msg), "owner")
-    return wire.string(DRIVER if owner is None else owner.unique_name)
+    return string(owner.unique_name if owner is not None else DRIVER)
 
 
 def list_names(driver: Driver, conn: Connection, msg: Message) -> bytes | None:
@@ -104,7 +114,7 @@ def list_queued_owners(driver: Driver, conn: Connection, msg: Message) -> bytes 
 
 
 def add_match(driver: Driver, conn: Connection, msg: Message) -> bytes | None:
-    rule = matchrule.parse(arg(msg))
+    rule = parse(arg(msg))
     if rule.eavesdrop:
         driver.check_privileged(conn, "AddMatch")
     driver.bus.add_match(conn, rule)
@@ -112,7 +122,7 @@ def add_match(driver: Driver, conn: Connection, msg: Message) -> bytes | None:
 
 
 def remove_match(driver: Driver, conn: Connection, msg: Message) -> bytes | None:
-    driver.bus.remove_match(conn, matchrule.parse(arg(msg)))
+    driver.bus.remove_match(conn, parse(arg(msg)))
     return b""
 
 
@@ -143,7 +153,7 @@ def get_connection_unix_user(driver: Driver, conn: Connection, msg: Message) -> 
     uid = os.getuid() if peer is None else peer.user.uid
     if uid is None:
         raise DBusError(FAILED, f"Could not determine UID for '{name.decode()}'")
-    return wire.u32(uid)
+    return u32(uid)
 
 
 def get_connection_unix_process_id(driver: Driver, conn: Connection, msg: Message) -> bytes | None:
@@ -152,7 +162,7 @@ def get_connection_unix_process_id(driver: Driver, conn: Connection, msg: Messag
     pid = os.getpid() if peer is None else peer.creds.pid
     if pid is None:
         raise DBusError(UNIX_PROCESS_ID_UNKNOWN, f"Could not determine PID for '{name.decode()}'")
-    return wire.u32(pid)
+    return u32(pid)
 
 
 def get_adt_audit_session_data(driver: Driver, conn: Connection, msg: Message) -> bytes | None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from jitney.broker.connection import Connection
     from jitney.broker.message import Message
 
-    from . import Driver
+    from .driver import Driver
 
 
 def become_monitor(driver: Driver, conn: Connection, msg: Message) -> bytes | None:

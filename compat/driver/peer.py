@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from jitney.broker.connection import Connection
     from jitney.broker.message import Message
 
-    from . import Driver
+    from .driver import Driver
 
 MACHINE_ID_FILES = ["/var/lib/dbus/machine-id", "/etc/machine-id"]
 """In the order libdbus reads them; the first good one counts."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from jitney.broker.connection import Connection
     from jitney.broker.message import Message
 
-    from . import Driver
+    from .driver import Driver
 
 
 def features(driver: Driver) -> list[str]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from jitney.broker.match import Rule
     from jitney.broker.message import Message
 
-    from . import Driver
+    from .driver import Driver
 
 # The pools are libdbus's own allocator, of which we have none.
 BUS_KEYS = (

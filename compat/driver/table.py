@@ -1,6 +1,8 @@
+# cython: infer_types=True
 """What an interface of the bus is made of: methods, properties, and how each may be called.
 
-Invariant: these objects are data, made when the package is imported and never changed.
+Invariant: these objects are data, made when the package is imported and not changed after a driver
+has learned them.
 """
 
 from __future__ import annotations
@@ -8,11 +10,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+try:
+    import cython
+except ImportError:
+    from jitney.broker._cython import cython
+
+from jitney.broker.message import Message
+
+from .outgoing import tail
+
+if not cython.compiled:
+    from jitney.broker.mem import take
+
 if TYPE_CHECKING:
     from jitney.broker.connection import Connection
-    from jitney.broker.message import Message
 
-    from . import Driver
+    from .driver import Driver
 
     Handler = Callable[[Driver, Connection, Message], bytes | None]
     """Does what a method says and gives the body of the reply, or None if it has seen to that.
@@ -25,7 +38,7 @@ DRIVER_PATH = b"/org/freedesktop/DBus"
 
 def arg(msg: Message, number: int = 0) -> bytes:
     """A string argument of a call whose signature was found right."""
-    return msg.string_arg(number) or b""
+    return take(msg.p, msg.arg_off[number], msg.arg_len[number])
 
 
 class Method:
@@ -35,9 +48,9 @@ class Method:
     privileged: only root and the user the bus runs as may call it.
     ack: its reply says no more than "done", and so is not sent to callers that want none.
         All other methods reply even then, because dbus-daemon does.
-    """
 
-    __slots__ = ("ack", "any_path", "handler", "in_sig", "name", "out_sig", "privileged")
+    `tail` is the end of its reply's header, `next` another interface's method of the same name.
+    """
 
     def __init__(
         self,
@@ -57,6 +70,11 @@ class Method:
         self.any_path = any_path
         self.privileged = privileged
         self.ack = ack
+        self.member = name.encode()
+        self.tail = tail(out_sig)
+        self.interface = b""
+        self.interface_any_path = False
+        self.next: Method | None = None
 
 
 class Property:
@@ -95,3 +113,6 @@ class Interface:
         self.signals = signals
         self.any_path = any_path
         self.feature = feature
+        for method in methods:
+            method.interface = name.encode()
+            method.interface_any_path = any_path

@@ -70,6 +70,8 @@ class Liar:
         with contextlib.suppress(OSError):
             clients[0].recv(4096)
             clients[1].sendall(b"".join(self.answers))
+            if len(self.answers) > 1 or self.answers[0] != LIES["end"][0]:
+                signal.pause()
         for client in clients:
             client.close()
 

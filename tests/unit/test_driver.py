@@ -1,6 +1,7 @@
 """The driver's calls: what is checked, in which order, what is answered, and what is not.
 
-The bus is a fake that keeps what it is told; messages are the core's own.
+The bus is a real one that keeps what it is told, and what it was to send, instead of sending it;
+its front says nothing.
 """
 
 from __future__ import annotations
@@ -9,13 +10,18 @@ import os
 from types import SimpleNamespace
 from typing import Any
 
+import corebus
 import pytest
 from rawclient import DRIVER, DRIVER_PATH, Received, build, parse
 
 from jitney.broker import errors as core_errors
+from jitney.broker.bus import Bus
+from jitney.broker.connection import Connection
 from jitney.broker.errors import LIMITS, Refused
+from jitney.broker.match import Rule
+from jitney.broker.mem import Buffer
 from jitney.broker.message import Message
-from jitney.compat import errors, wire
+from jitney.compat import errors, matchrule, wire
 from jitney.compat.driver import INTERFACES, Driver, introspection_xml, peer
 from jitney.compat.errors import DBusError
 
@@ -25,91 +31,97 @@ MONITORING = b"org.freedesktop.DBus.Monitoring"
 PEER = b"org.freedesktop.DBus.Peer"
 
 
-class FakeConnection:
-    """A connection with the attributes that the driver reads."""
-
-    def __init__(self, number: int = 0, uid: int | None = 0) -> None:
-        self.unique_name = b":1.%d" % number if number else b""
-        self.user = SimpleNamespace(uid=uid)
-        self.monitor = False
-        self.rules: list[Any] = []
-        self.accepts_fds = True
-        self.creds = SimpleNamespace(
-            uid=uid, pid=77, groups=lambda: [4, 5], label=lambda: None, pidfd=lambda: None
-        )
-
-    @property
-    def registered(self) -> bool:
-        return bool(self.unique_name)
-
-    @property
-    def label(self) -> str:
-        return self.unique_name.decode() or "(inactive)"
-
-
-class FakeBus:
+class Recorder(Bus):
     """Keeps every call as a line of `log`, every message sent in `sent`, what the front is given
     to log in `lines`."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.log: list[str] = []
-        self.sent: list[tuple[FakeConnection | None, Received]] = []
+        self.sent: list[tuple[Connection | None, Received]] = []
         self.captured: list[Message] = []
-        self.owners: dict[bytes, FakeConnection] = {}
-        self.names: Any = {}
-        self.connections: dict[int, FakeConnection] = {}
-        self.answer = 1
+        self.answer = 0
         self.refusal: Refused | None = None
         self.lines: list[tuple[str, str]] = []
         self.front = SimpleNamespace(
-            gone=lambda conn: None, log=lambda severity, text: self.lines.append((severity, text))
+            gone=lambda conn: None,
+            log=lambda severity, text: self.lines.append((severity, text)),
+            registered=lambda conn: self.set_policy(conn, corebus.OpenPolicy()),
+            name_owner_changed=lambda name, old, new: None,
+            name_acquired=lambda conn, name: None,
+            name_owned=lambda conn, name: None,
+            name_lost=lambda conn, name: None,
         )
+
+    def new(self, uid: int | None = 0) -> Connection:
+        """A connection that has not said Hello."""
+        conn = self.connect(uid)
+        conn.accepts_fds = True
+        conn.creds = SimpleNamespace(
+            uid=uid, pid=77, groups=lambda: [4, 5], label=lambda: None, pidfd=lambda: None
+        )
+        return conn
+
+    def join(self, uid: int | None = 0) -> Connection:
+        conn = self.new(uid)
+        super().hello(conn)
+        return conn
 
     def emit(
         self,
-        dest: FakeConnection | None,
+        dest: Connection | None,
         data: bytes,
         fds: Any = None,
         captured: bool = False,
     ) -> None:
+        # Our own client's parser and the core's: the core does not look at what the driver made.
+        assert Message().load(data)
         message = parse(data, [])
         assert message.n_fds == (0 if fds is None else len(fds))
         self.sent.append((dest, message))
         self.log.append(message.member or message.error_name or "reply")
 
+    def post(self, dest: Connection, data: Buffer) -> None:
+        self.emit(dest, bytes(data))
+
+    def tell(self, msg: Message) -> None:
+        whole = Message()
+        assert whole.load(msg.wire())
+        assert [msg.string_arg(i) for i in range(4)] == [whole.string_arg(i) for i in range(4)]
+        assert (msg.serial, msg.member, msg.body()) == (whole.serial, whole.member, whole.body())
+        self.emit(None, msg.wire())
+
+    def heard(self) -> bool:
+        return True
+
     def capture(self, msg: Message, sender: object, dest: object) -> None:
         self.captured.append(msg)
 
-    def lookup(self, name: bytes) -> FakeConnection | None:
-        return self.owners.get(name)
-
-    def hello(self, conn: FakeConnection) -> None:
+    def hello(self, conn: Connection) -> None:
         if self.refusal:
             raise self.refusal
-        conn.unique_name = b":1.9"
+        super().hello(conn)
 
-    def announce(self, conn: FakeConnection) -> None:
+    def announce(self, conn: Connection) -> None:
         self.log.append("announce")
 
-    def request_name(self, conn: FakeConnection, name: bytes, flags: int) -> int:
-        self.log.append(f"request {name.decode()} {flags}")
+    def request_name(self, conn: Connection, text: bytes, flags: int) -> int:
+        self.log.append(f"request {text.decode()} {flags}")
+        return self.answer or super().request_name(conn, text, flags)
+
+    def release_name(self, conn: Connection, text: bytes) -> int:
+        self.log.append(f"release {text.decode()}")
         return self.answer
 
-    def release_name(self, conn: FakeConnection, name: bytes) -> int:
-        self.log.append(f"release {name.decode()}")
-        return self.answer
-
-    def add_match(self, conn: FakeConnection, rule: Any) -> None:
+    def add_match(self, conn: Connection, rule: Rule) -> None:
         if self.refusal:
             raise self.refusal
-        conn.rules.append(rule)
+        super().add_match(conn, rule)
 
-    def remove_match(self, conn: FakeConnection, rule: Any) -> None:
-        conn.rules = [have for have in conn.rules if have.identity() != rule.identity()]
-
-    def become_monitor(self, conn: FakeConnection, rules: list[Any]) -> None:
-        self.log.append("monitor " + " ".join(rule.text.decode() or "(all)" for rule in rules))
-        conn.monitor = True
+    def become_monitor(self, conn: Connection, rules: list[Rule]) -> None:
+        texts = [matchrule.format(rule) or "(all)" for rule in rules]
+        self.log.append("monitor " + " ".join(texts))
+        super().become_monitor(conn, rules)
 
 
 class FakeActivation:
@@ -153,18 +165,21 @@ class World:
     """A driver among fakes; `call()` gives the reply of the one call it makes, or None."""
 
     def __init__(self) -> None:
-        self.bus = FakeBus()
+        self.bus = Recorder()
         self.activation = FakeActivation()
         self.context = FakeContext()
-        self.driver = Driver(self.bus, self.activation, self.context)  # type: ignore[arg-type]
-        self.conn = FakeConnection(5)
-        self.bus.owners[b":1.5"] = self.bus.owners[b"owned.name"] = self.conn
-        self.bus.connections[6] = self.conn
+        self.driver = Driver(self.bus, self.activation, self.context, INTERFACES)
+        # The one that calls is :1.5, and alone.
+        before = [self.bus.join() for _ in range(5)]
+        self.conn = self.bus.join()
+        for conn in before:
+            self.bus.disconnect(conn)
+        Bus.request_name(self.bus, self.conn, b"owned.name", 0)
 
-    def send(self, data: bytes, conn: FakeConnection | None = None) -> bool:
+    def send(self, data: bytes, conn: Connection | None = None) -> bool:
         msg = Message()
         assert msg.load(data)
-        return self.driver.call(conn or self.conn, msg)  # type: ignore[arg-type]
+        return self.driver.call(conn or self.conn, msg)
 
     def call(
         self,
@@ -174,7 +189,7 @@ class World:
         interface: bytes | None = DRIVER,
         path: bytes = DRIVER_PATH,
         flags: int = 0,
-        conn: FakeConnection | None = None,
+        conn: Connection | None = None,
         big_endian: bool = False,
     ) -> Received | None:
         fields = [(1, "o", path), (3, "s", member), (6, "s", DRIVER)]
@@ -261,7 +276,7 @@ def test_wrong_arguments(world: World) -> None:
 
 @pytest.mark.parametrize(("uid", "well"), [(0, True), (1000, True), (1001, False), (None, False)])
 def test_privileged(world: World, uid: int | None, well: bool) -> None:
-    conn = FakeConnection(8, uid)
+    conn = world.bus.join(uid)
     reply = world.call(b"UpdateActivationEnvironment", "a{ss}", {"A": "b"}, conn=conn)
     if well:
         assert result(reply) == []
@@ -271,7 +286,7 @@ def test_privileged(world: World, uid: int | None, well: bool) -> None:
     name, text = result(reply)
     assert name == "AccessDenied"
     assert text.startswith(
-        "rejected attempt to call UpdateActivationEnvironment by connection :1.8 ("
+        "rejected attempt to call UpdateActivationEnvironment by connection :1.6 ("
     )
     assert text.endswith(") with unknown uid" if uid is None else ") with uid 1001")
     assert world.bus.lines == [("security", text)]
@@ -279,7 +294,7 @@ def test_privileged(world: World, uid: int | None, well: bool) -> None:
 
 
 def test_privilege_comes_before_path_and_arguments(world: World) -> None:
-    conn = FakeConnection(8, 1001)
+    conn = world.bus.join(1001)
     for path in (b"/x", DRIVER_PATH):
         name, text = result(
             world.call(b"UpdateActivationEnvironment", "s", "x", conn=conn, path=path)
@@ -328,8 +343,8 @@ def test_serials_never_repeat_and_are_never_zero(world: World) -> None:
 
 
 def test_hello(world: World) -> None:
-    conn = FakeConnection()
-    assert result(world.call(b"Hello", conn=conn)) == [":1.9"]
+    conn = world.bus.new()
+    assert result(world.call(b"Hello", conn=conn)) == [":1.6"]
     assert world.bus.log == ["reply", "announce"]
     assert result(world.call(b"Hello", conn=conn)) == (
         "Failed", "Already handled an Hello message",
@@ -338,7 +353,7 @@ def test_hello(world: World) -> None:
 
 def test_refused_hello_is_answered_to_nobody_in_particular(world: World) -> None:
     world.bus.refusal = Refused(LIMITS, "full")
-    reply = world.call(b"Hello", conn=FakeConnection())
+    reply = world.call(b"Hello", conn=world.bus.new())
     assert result(reply) == ("LimitsExceeded", "full")
     assert reply is not None
     assert reply.destination == ":not.active.yet"
@@ -373,19 +388,14 @@ def test_owners(world: World, name: str, owner: str | None) -> None:
 
 
 def test_queue_of_a_name(world: World) -> None:
-    queue = [SimpleNamespace(conn=FakeConnection(n)) for n in (5, 3, 8)]
-    world.bus.names = {b"owned.name": SimpleNamespace(queue=queue)}
-    assert result(world.call(b"ListQueuedOwners", "s", "owned.name")) == [[":1.5", ":1.3", ":1.8"]]
+    for _ in range(2):
+        Bus.request_name(world.bus, world.bus.join(), b"owned.name", 0)
+    assert result(world.call(b"ListQueuedOwners", "s", "owned.name")) == [[":1.5", ":1.6", ":1.7"]]
 
 
 def test_list_names(world: World) -> None:
-    monitor = FakeConnection(7)
-    monitor.monitor = True
-    world.bus.connections[7] = monitor
-    world.bus.names = [
-        SimpleNamespace(name=b"owned.name", owner=world.conn),
-        SimpleNamespace(name=b"only.activatable", owner=None),
-    ]
+    Bus.become_monitor(world.bus, world.bus.join(), [Rule()])
+    world.bus.names.set_activator(b"only.activatable", object())
     assert result(world.call(b"ListNames")) == [["org.freedesktop.DBus", ":1.5", "owned.name"]]
 
 
@@ -397,16 +407,16 @@ def test_matches(world: World) -> None:
         {":1.5": ["interface='a.b'", rule]}
     ]
     assert result(world.call(b"RemoveMatch", "s", "member=M,type=signal")) == []
-    assert [have.text for have in world.conn.rules] == [b"interface='a.b'"]
+    assert [matchrule.format(have) for have in world.conn.rules] == ["interface='a.b'"]
     assert result(world.call(b"AddMatch", "s", "nonsense"))[0] == "MatchRuleInvalid"
 
 
 def test_eavesdropping_is_privileged(world: World) -> None:
     rule = "eavesdrop='true'"
-    conn = FakeConnection(8, 1001)
+    conn = world.bus.join(1001)
     name, text = result(world.call(b"AddMatch", "s", rule, conn=conn))
     assert (name, conn.rules) == ("AccessDenied", [])
-    assert text.startswith("rejected attempt to call AddMatch by connection :1.8 (")
+    assert text.startswith("rejected attempt to call AddMatch by connection :1.6 (")
     assert result(world.call(b"AddMatch", "s", rule)) == []
 
 
@@ -466,24 +476,23 @@ def test_label_and_process_fd(world: World) -> None:
 
 
 def test_unknown_credentials(world: World) -> None:
-    nobody = FakeConnection(4, None)
+    nobody = world.bus.join(None)
     nobody.creds.pid = None
-    world.bus.owners[b":1.4"] = nobody
     expected = {
-        b"GetConnectionUnixUser": ("Failed", "Could not determine UID for ':1.4'"),
+        b"GetConnectionUnixUser": ("Failed", "Could not determine UID for ':1.6'"),
         b"GetConnectionUnixProcessID": (
-            "UnixProcessIdUnknown", "Could not determine PID for ':1.4'",
+            "UnixProcessIdUnknown", "Could not determine PID for ':1.6'",
         ),
         b"GetAdtAuditSessionData": (
-            "AdtAuditDataUnknown", "Could not determine audit session data for ':1.4'",
+            "AdtAuditDataUnknown", "Could not determine audit session data for ':1.6'",
         ),
         b"GetConnectionSELinuxSecurityContext": (
-            "SELinuxSecurityContextUnknown", "Could not determine security context for ':1.4'",
+            "SELinuxSecurityContextUnknown", "Could not determine security context for ':1.6'",
         ),
         b"GetConnectionCredentials": [{}],
     }  # fmt: skip
     for method, answer in expected.items():
-        assert result(world.call(method, "s", ":1.4")) == answer
+        assert result(world.call(method, "s", ":1.6")) == answer
 
 
 @pytest.mark.parametrize(
@@ -544,8 +553,10 @@ def test_stats(world: World) -> None:
 
 
 def test_become_monitor(world: World) -> None:
-    def become(filters: list[str], flags: int = 0) -> Any:
-        return result(world.call(b"BecomeMonitor", "asu", filters, flags, interface=MONITORING))
+    def become(filters: list[str], flags: int = 0, conn: Connection | None = None) -> Any:
+        return result(
+            world.call(b"BecomeMonitor", "asu", filters, flags, interface=MONITORING, conn=conn)
+        )
 
     assert become([], 1) == ("InvalidArgs", "BecomeMonitor does not support any flags yet")
     assert become(["member='M'", "x"])[0] == "MatchRuleInvalid"
@@ -553,7 +564,7 @@ def test_become_monitor(world: World) -> None:
     assert become([]) == []
     assert world.bus.log[-2:] == ["reply", "monitor (all)"]
     assert world.bus.lines[-1][0] == "info"
-    assert become(["member='M'", "path='/'"]) == []
+    assert become(["member='M'", "path='/'"], conn=world.bus.join()) == []
     assert world.bus.log[-1] == "monitor member='M' path='/'"
 
 
@@ -610,7 +621,7 @@ def test_activation_failure(world: World) -> None:
     )  # fmt: skip
     assert world.send(failure)
     assert world.activation.calls == ["failure"]
-    assert not world.send(failure, FakeConnection(8, 1001))
+    assert not world.send(failure, world.bus.join(1001))
     assert world.activation.calls == ["failure"]
     assert world.bus.sent[-1][1].error_name == errors.ACCESS_DENIED
 
@@ -632,7 +643,7 @@ def test_calls_to_nobody(
         fields.append((2, "s", interface))
     msg = Message()
     assert msg.load(build(1, 42, fields, flags=wire.NO_REPLY))
-    world.driver.undirected(FakeConnection(), msg)  # type: ignore[arg-type]
+    world.driver.undirected(world.bus.new(), msg)
     ((_, reply),) = world.bus.sent
     assert (reply.sender, reply.destination, reply.reply_serial) == (None, None, 42)
     assert reply.body == (answer if isinstance(answer, list) else [answer])
@@ -643,19 +654,19 @@ def test_calls_to_nobody(
 
 
 def test_signals(world: World) -> None:
-    old, new = FakeConnection(1), FakeConnection(2)
+    old, new = world.bus.join(), world.bus.join()
     driver: Any = world.driver
     driver.name_lost(old, b"a.b")
     driver.name_owner_changed(b"a.b", old, new)
     driver.name_acquired(new, b"a.b")
-    driver.name_owner_changed(b":1.2", None, new)
+    driver.name_owner_changed(b":1.7", None, new)
     driver.activatable_services_changed()
     seen = [(dest, m.member, m.destination, m.body) for dest, m in world.bus.sent]
     assert seen == [
-        (old, "NameLost", ":1.1", ["a.b"]),
-        (None, "NameOwnerChanged", None, ["a.b", ":1.1", ":1.2"]),
-        (new, "NameAcquired", ":1.2", ["a.b"]),
-        (None, "NameOwnerChanged", None, [":1.2", "", ":1.2"]),
+        (old, "NameLost", ":1.6", ["a.b"]),
+        (None, "NameOwnerChanged", None, ["a.b", ":1.6", ":1.7"]),
+        (new, "NameAcquired", ":1.7", ["a.b"]),
+        (None, "NameOwnerChanged", None, [":1.7", "", ":1.7"]),
         (None, "ActivatableServicesChanged", None, []),
     ]
     for _, message in world.bus.sent:
@@ -664,7 +675,7 @@ def test_signals(world: World) -> None:
 
 
 def test_captured_error_reaches_monitors_only(world: World) -> None:
-    world.driver.capture_error(world.conn, 9, errors.ACCESS_DENIED, "no")  # type: ignore[arg-type]
+    world.driver.capture_error(world.conn, 9, errors.ACCESS_DENIED, "no")
     assert world.bus.sent == []
     (msg,) = world.bus.captured
     assert (msg.error_name, msg.destination) == (errors.ACCESS_DENIED.encode(), b":1.5")

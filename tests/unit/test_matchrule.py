@@ -6,6 +6,8 @@ from typing import Any
 
 import buses
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from rawclient import RawClient
 
 from jitney.compat import matchrule
@@ -161,6 +163,48 @@ def test_format() -> None:
         "type='signal',interface='i.f',member='M',path_namespace='/p',sender=':1.2',"
         "destination='a.b',eavesdrop='true',arg0path='/x',arg2='it'\\''s'"
     )
+
+
+PIECES = [
+    "type", "signal", "sender", "interface", "member", "path", "path_namespace", "destination",
+    "eavesdrop", "true", "arg", "arg0", "arg5", "arg05", "arg63", "arg64", "arg0path", "arg12path",
+    "arg0namespace", "arg1namespace", "a.b", ":1.5", "M", "/", "/a/b", "x", " ", "\t", "\\", "\\'",
+]  # fmt: skip
+PAIR = st.builds(
+    "{}={}{}{}".format,
+    st.sampled_from(PIECES),
+    st.sampled_from(["", "'", "'", "'"]),
+    st.sampled_from(PIECES),
+    st.sampled_from(["", "'", "'", "'"]),
+)
+JUNK = st.lists(st.sampled_from([*PIECES, "=", "'", ",", ", "])).map("".join)
+TEXTS = st.lists(PAIR | JUNK, max_size=18).map(",".join) | JUNK
+
+
+@settings(max_examples=2000, deadline=None)
+@given(TEXTS)
+def test_the_short_way_agrees_with_the_long_one(text: str) -> None:
+    short = matchrule.plain(text.encode())
+    if short is not None:
+        long = matchrule.thorough(text.encode())
+        assert short.same_as(long)
+        assert short.content() == long.content()
+        assert matchrule.format(short) == matchrule.format(long)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "type='signal',sender='org.freedesktop.DBus',interface='org.freedesktop.DBus'",
+        "member='NameOwnerChanged',path='/org/freedesktop/DBus',arg0='com.example.Name'",
+        "type='signal',path_namespace='/a',arg0namespace='com.example', arg1path='/x/'",
+        "type=signal,member=M",
+        "type='method_call',destination='a.b'",
+        "",
+    ],
+)
+def test_what_libraries_write_goes_the_short_way(text: str) -> None:
+    assert matchrule.plain(text.encode()) is not None
 
 
 @pytest.mark.skipif(buses.REFERENCE is None, reason="no dbus-daemon to compare with")

@@ -236,7 +236,7 @@ def test_read_string(big_endian: bool) -> None:
 def test_ready_made_bodies(name: bytes) -> None:
     text = name.decode()
     assert wire.string(name) == wire.marshal("s", [text])
-    assert wire.strings(name, b"", name) == wire.marshal("sss", [text, "", text])
+    assert wire.three_strings(name, b"", name) == wire.marshal("sss", [text, "", text])
     assert wire.string_array([name, text]) == wire.marshal("(as)", [([text, text],)])
     assert wire.u32(7) == wire.marshal("u", [7])
 
