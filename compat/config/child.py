@@ -54,7 +54,7 @@ class Reading:
         finally:
             status = self._reap(kill=answer is None)
         if answer is None:
-            raise ConfigError(self.path, 0, f"Failed to read configuration: {_end(status)}")
+            raise _failed(self.path, _end(status))
         return _understood(answer)
 
     def _start(self) -> None:
@@ -130,8 +130,11 @@ def _understood(answer: tuple[Any, ...]) -> Plain:
     if kind == _REFUSED:
         file, line, text, missing = rest
         raise ConfigError(file, line, text, missing=missing)
-    path, text = rest
-    raise ConfigError(path, 0, f"Failed to read configuration: {text}")
+    raise _failed(*rest)
+
+
+def _failed(path: str, reason: str) -> ConfigError:
+    return ConfigError(path, 0, f'Failed to read configuration "{path}": {reason}')
 
 
 def _end(status: int | None) -> str:
