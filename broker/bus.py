@@ -57,7 +57,6 @@ class Bus(Router):
         conn.id = self.last_id
         conn.unique_name = b":1.%d" % (self.last_id - 1)
         conn.field_le = sender_field(conn.unique_name, False)
-        conn.field_be = sender_field(conn.unique_name, True)
         conn.state = ACTIVE
         conn.user.connections += 1
         self.connections[conn.id] = conn

@@ -42,7 +42,7 @@ class Connection:
         self.state = NEW
         self.unique_name = b""
         self.field_le = b""
-        self.field_be = b""
+        self.field_be: bytes | None = None
         self.user = user
         self.queue = Queue(accounts)
         self.policy: Any = None

@@ -34,8 +34,9 @@ RUN = 131072
 
 def sender_field(name: bytes, big: bool) -> bytes:
     """The SENDER header field, ready to be appended behind 8-aligned fields."""
-    size = len(name).to_bytes(4, "big" if big else "little")
-    return b"\x07\x01s\0" + size + name + b"\0"
+    # No name is longer than 255 bytes.
+    size = b"\0\0\0%c" if big else b"%c\0\0\0"
+    return b"\x07\x01s\0" + size % len(name) + name + b"\0"
 
 
 class Payload:

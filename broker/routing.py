@@ -381,6 +381,8 @@ class Router:
             if sender.id == 0:
                 field = self.field_inactive_be if msg.big else self.field_inactive_le
             else:
+                if msg.big and sender.field_be is None:
+                    sender.field_be = sender_field(sender.unique_name, True)
                 field = sender.field_be if msg.big else sender.field_le
         if msg.unclean and sender is not None:
             if self.head is None:

@@ -54,5 +54,9 @@ cdef class Auth:
     cdef _finish(self)
     cdef _fail(self, str reason)
 
-@cython.locals(space=Py_ssize_t, tab=Py_ssize_t)
+@cython.locals(i=Py_ssize_t, c=cython.uchar)
 cdef Py_ssize_t _find_blank(bytes text)
+@cython.locals(i=Py_ssize_t)
+cdef Py_ssize_t _find_line(bytes text, Py_ssize_t start)
+@cython.locals(i=Py_ssize_t, c=cython.uchar)
+cdef bint _clean(bytes text)

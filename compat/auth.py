@@ -199,7 +199,7 @@ class Auth:
             start = 1
             self._state = _WAIT_AUTH
         while self._state < _DONE:
-            end = buffer.find(b"\r\n", start)
+            end = _find_line(buffer, start)
             if (end if end >= 0 else len(buffer)) - start > MAX_LINE or len(self._out) > MAX_LINE:
                 self._fail("excessive data buffered in auth phase")
                 break
@@ -225,7 +225,7 @@ class Auth:
         rest: bytes = b""
         blank: int
 
-        if not line.isascii() or b"\0" in line:
+        if not _clean(line):
             self._out += _ERROR_REPLIES[_E_ASCII - _ERRORS]
             return
         blank = _find_blank(line)
@@ -398,10 +398,30 @@ class Auth:
 
 def _find_blank(text: bytes) -> int:
     """Where the first space or tab is; -1 if nowhere."""
-    space: int = text.find(b" ")
-    tab: int = text.find(b"\t")
-    if tab < 0:
-        return space
-    if space < 0:
-        return tab
-    return min(space, tab)
+    i: int
+    c: int
+    for i in range(len(text)):
+        c = text[i]
+        if c == 32 or c == 9:
+            return i
+    return -1
+
+
+def _find_line(text: bytes, start: int) -> int:
+    """Where the next CR LF is; -1 if nowhere."""
+    i: int
+    for i in range(start, len(text) - 1):
+        if text[i] == 13 and text[i + 1] == 10:
+            return i
+    return -1
+
+
+def _clean(text: bytes) -> bool:
+    """Whether all of it is ASCII, and no NUL."""
+    i: int
+    c: int
+    for i in range(len(text)):
+        c = text[i]
+        if c == 0 or c > 127:
+            return False
+    return True

@@ -46,6 +46,7 @@ class Front:
         self.activator: Any = None
         self.hub: Any = None
         self.known: dict[int, bool] = {}
+        self.shared: dict[int | None, Any] = {}
 
     def use_driver(self, driver: Driver) -> None:
         self.driver = driver
@@ -80,6 +81,7 @@ class Front:
         return found
 
     def look_up(self, uid: int) -> bool:
+        self.shared.clear()
         groups = user_groups(uid)
         if groups is None and uid == self.uid:
             # The bus's own user needs no entry in any database: containers run under any uid.
@@ -91,18 +93,25 @@ class Front:
     def give_policy(self, conn: Connection) -> None:
         """Sets the connection's policy from the rules in force; at Hello, and after a reload."""
         uid = conn.user.uid
+        policy = self.shared.get(uid)
+        if policy is not None:
+            self.bus.set_policy(conn, policy)
+            return
         groups: list[int] = []
         if self.policies.asks_groups:
             groups = conn.creds.groups() or []
         console = self.policies.asks_console and uid is not None and at_console(uid)
-        self.bus.set_policy(
-            conn, self.policies.client(NO_UID if uid is None else uid, groups, console)
-        )
+        policy = self.policies.client(NO_UID if uid is None else uid, groups, console)
+        if not self.policies.asks_groups and not self.policies.asks_console:
+            # Nothing but the uid makes a difference.
+            self.shared[uid] = policy
+        self.bus.set_policy(conn, policy)
 
     def set_policies(self, policies: PolicySet) -> None:
         """Takes over new rules for everybody at once."""
         self.policies = policies
         self.known.clear()
+        self.shared.clear()
         for conn in list(self.bus.connections.values()):
             self.give_policy(conn)
 
@@ -114,7 +123,7 @@ class Front:
 
     def gone(self, conn: Connection) -> None:
         """The connection's socket is closed, or it is a monitor now: it waits for nothing."""
-        if self.activator is not None:
+        if self.activator is not None and self.activator.callers:
             self.activator.connection_gone(conn)
 
     # Calls of the core

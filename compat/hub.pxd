@@ -11,6 +11,7 @@ from jitney.broker.queue cimport Payload, Queue, Segment
 
 from .accept cimport Acceptor
 from .auth cimport Auth
+from .front cimport Front
 from .peer cimport Peer
 from .sysio cimport Intake, Outlet, Poller, close_socket, now, send_one
 
@@ -21,7 +22,7 @@ cdef int _EAGAIN, _OPEN, _CLOSED, _WRITABLE
 
 cdef class Hub:
     cdef readonly Bus bus
-    cdef readonly object front
+    cdef readonly Front front
     cdef public object loop
     cdef Poller poller
     cdef Intake intake
@@ -44,6 +45,7 @@ cdef class Hub:
     cdef Py_ssize_t max_message
     cdef Py_ssize_t max_message_fds
 
+    cpdef completed(self, Peer peer)
     cpdef listen(self, int fd, bint yes)
     cpdef admit(self, int fd, object listener)
     cpdef turn(self)

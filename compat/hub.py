@@ -31,6 +31,7 @@ from jitney.broker.queue import Payload, Queue
 from .accept import BREATHER, Acceptor
 from .auth import Auth
 from .creds import Credentials
+from .front import Front
 from .loop import BusLoop
 from .peer import CLOSED, OPEN, Peer
 from .sysio import WRITABLE, Intake, Outlet, Poller, close_socket
@@ -62,7 +63,7 @@ _SHORT = frozenset({errno.ENOBUFS, errno.ENOMEM})
 class Hub:
     """All sockets of a bus. `front` lets peers in (`admit`) and hears of their end (`gone`)."""
 
-    def __init__(self, bus: Bus, front: Any) -> None:
+    def __init__(self, bus: Bus, front: Front) -> None:
         self.bus = bus
         self.front = front
         self.loop: Any = None
@@ -317,10 +318,7 @@ class Hub:
             if not reply or self.say(peer, reply):
                 self.drop(peer)
             return
-        if reply and auth.leftover:
-            conn.queue.preface(reply)
-            self.bus.stir(conn)
-        elif reply and not self.say(peer, reply):
+        if reply and not self.say(peer, reply):
             return
         peer.auth = None
         peer.conn = conn

@@ -98,6 +98,7 @@ class Activator:
         self.watch: Watch | None = None
         self.services = self._scan(directories)
         self.book = Book()
+        self.callers = self.book.callers
         self.environment = environment.inherited(os.environb if environ is None else environ)
         self.spawner = Spawner(loop)
 

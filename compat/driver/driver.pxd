@@ -13,6 +13,7 @@ from ..wire cimport string
 from .table cimport Method
 
 cdef bytes DRIVER_PATH
+cdef int _CLOSED
 
 cdef class Driver:
     cdef readonly Bus bus

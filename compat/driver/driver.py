@@ -19,7 +19,7 @@ except ImportError:
     from jitney.broker._cython import cython
 
 from jitney.broker.bus import Bus
-from jitney.broker.connection import Connection
+from jitney.broker.connection import CLOSED, Connection
 from jitney.broker.errors import Refused
 from jitney.broker.fds import FdSet
 from jitney.broker.mem import Map64
@@ -88,6 +88,10 @@ class Activation(Protocol):
     def activatable_names(self) -> list[bytes]: ...
 
     def systemd_failure(self, conn: Any, msg: Any) -> None: ...
+
+
+# A copy that is a C integer when compiled.
+_CLOSED = CLOSED
 
 
 class Driver:
@@ -353,6 +357,8 @@ class Driver:
         self.bus.post(conn, self.out.buffer)
 
     def name_lost(self, conn: Connection, name: bytes) -> None:
+        if conn.state == _CLOSED and not self.bus.monitors:
+            return
         self.signals.name_lost(self.out, self.next_serial(), conn.unique_name, name)
         self.bus.post(conn, self.out.buffer)
 
