@@ -42,11 +42,10 @@ class Bus(Router):
 
         Raises Refused(LIMITS) where the bus or the user has as many connections as may be.
         Announcing the unique name is `announce()`, which follows the front's reply."""
-        limits = self.limits
-        if len(self.connections) >= limits.max_completed_connections:
+        if len(self.connections) >= self.max_connections:
             self.show_greeting(conn)
             raise Refused(LIMITS, "The maximum number of active connections has been reached")
-        if conn.user.uid is not None and conn.user.connections >= limits.max_connections_per_user:
+        if conn.user.uid is not None and conn.user.connections >= self.max_connections_per_user:
             self.show_greeting(conn)
             raise Refused(
                 LIMITS,

@@ -45,6 +45,8 @@ cdef class Router:
     cdef Py_ssize_t max_outgoing_bytes
     cdef Py_ssize_t max_outgoing_unix_fds
     cdef Py_ssize_t max_replies
+    cdef Py_ssize_t max_connections
+    cdef Py_ssize_t max_connections_per_user
     cdef double reply_timeout
 
     @cython.locals(dest=Connection)

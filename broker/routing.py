@@ -88,6 +88,8 @@ class Router:
         self.max_outgoing_bytes = limits.max_outgoing_bytes
         self.max_outgoing_unix_fds = limits.max_outgoing_unix_fds
         self.max_replies = limits.max_replies_per_connection
+        self.max_connections = limits.max_completed_connections
+        self.max_connections_per_user = limits.max_connections_per_user
         self.reply_timeout = limits.reply_timeout / 1000 if limits.reply_timeout > 0 else 0.0
 
     def lookup(self, text: bytes) -> Connection | None:

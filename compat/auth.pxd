@@ -14,6 +14,7 @@ cdef class Offer:
     cdef readonly bytes rejected
     cdef readonly bint allow_anonymous
     cdef readonly object keyring
+    cdef readonly dict usual
 
 cdef class Auth:
     cdef readonly bint done
@@ -36,8 +37,11 @@ cdef class Auth:
     cdef object _keyring
     cdef int _key
     cdef bytes _challenge
-    @cython.locals(buffer=bytes, line=bytes, start=Py_ssize_t, end=Py_ssize_t)
     cpdef bytes feed(self, bytes data)
+    @cython.locals(end=Py_ssize_t, known=tuple, answer=bytes, usual=dict)
+    cdef bytes _feed_first(self, bytes data)
+    @cython.locals(buffer=bytes, line=bytes, start=Py_ssize_t, end=Py_ssize_t)
+    cdef bytes _feed(self, bytes data)
     @cython.locals(act=cython.int, word=bytes, rest=bytes, blank=Py_ssize_t, row=tuple)
     cdef _command(self, bytes line)
     @cython.locals(name=bytes, response=bytes, blank=Py_ssize_t)
@@ -58,5 +62,7 @@ cdef class Auth:
 cdef Py_ssize_t _find_blank(bytes text)
 @cython.locals(i=Py_ssize_t)
 cdef Py_ssize_t _find_line(bytes text, Py_ssize_t start)
+@cython.locals(end=Py_ssize_t)
+cdef Py_ssize_t _find_begin(bytes text)
 @cython.locals(i=Py_ssize_t, c=cython.uchar)
 cdef bint _clean(bytes text)

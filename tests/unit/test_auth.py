@@ -484,3 +484,41 @@ def test_the_keyring_is_let_go_at_the_end() -> None:
     auth.feed(proof(challenge, b"c0ffee") + b"\r\nBEGIN\r\n")
     assert auth.done
     assert rings[0]() is None
+
+
+WHOLE = (
+    b"\0AUTH EXTERNAL %s\r\nNEGOTIATE_UNIX_FD\r\nBEGIN\r\n",
+    b"\0AUTH EXTERNAL %s\r\nBEGIN\r\n",
+    b"\0AUTH EXTERNAL\r\nDATA\r\nNEGOTIATE_UNIX_FD\r\nBEGIN\r\n",
+    b"\0AUTH\r\nAUTH EXTERNAL %s\r\nBEGIN\r\n",
+    b"\0AUTH ANONYMOUS\r\nBEGIN\r\n",
+    b"\0AUTH EXTERNAL %s\r\nNEGOTIATE_UNIX_FD\r\nBEGIN\r\nBEGIN\r\n",
+    b"\0BEGIN\r\nBEGIN\r\n",
+)
+
+
+@pytest.mark.parametrize("text", WHOLE)
+@pytest.mark.parametrize("rest", [b"", b"l\1\0\1", b"\r\nBEGIN\r\n"])
+def test_a_conversation_that_is_remembered_ends_as_it_did(text: bytes, rest: bytes) -> None:
+    offer = Offer("0" * 32, [], True)
+    for uid in (5, 6, 5):
+        for fds in (True, False, True):
+            for said in (5, 6):
+                if b"%s" not in text and said == 6:
+                    continue
+                data = (text % str(said).encode().hex().encode() if b"%s" in text else text) + rest
+                known, fresh = Auth(offer, uid, fds), Auth(Offer("0" * 32, [], True), uid, fds)
+                answer = b"".join(fresh.feed(data[i : i + 1]) for i in range(len(data)))
+                assert known.feed(data) == answer
+                for what in ("done", "failed", "identity", "mechanism", "unix_fds"):
+                    assert getattr(known, what) == getattr(fresh, what), what
+                assert known.leftover == fresh.leftover
+    assert len(offer.usual) <= 4
+
+
+def test_not_everything_is_remembered() -> None:
+    offer = Offer("0" * 32)
+    for uid in range(1000):
+        name = str(uid).encode().hex().encode()
+        assert Auth(offer, uid, True).feed(b"\0AUTH EXTERNAL " + name + b"\r\nBEGIN\r\n")
+    assert len(offer.usual) < 100
