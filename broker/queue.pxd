@@ -41,7 +41,6 @@ cdef class Queue:
 
     @cython.locals(payload=Payload, tail=Buffer, fds=FdSet)
     cdef Py_ssize_t push(self, Message msg, const uint8_t* head, Py_ssize_t head_len, bytes field, int64_t user) except -1
-    cpdef preface(self, bytes data)
     cdef void seal(self)
     @cython.locals(tail=Buffer)
     cpdef void sent(self, Py_ssize_t n)

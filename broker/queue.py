@@ -154,15 +154,6 @@ class Queue:
         self.accounts.charge(user, total, count)
         return total
 
-    def preface(self, data: bytes) -> None:
-        """Queues bytes that are no message of the bus, on the bus's own account."""
-        if self.tail is None:
-            self.tail = borrow()
-        self.tail.append(of_bytes(data), 0, len(data))
-        self.size += len(data)
-        self.charges.push(len(data), 0, 0)
-        self.accounts.charge(0, len(data), 0)
-
     def seal(self) -> None:
         """Turns the tail into a segment, so that what follows starts a new run."""
         if self.tail is not None:
