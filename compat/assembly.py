@@ -186,10 +186,7 @@ class BusService:
 
     def changed(self) -> None:
         """A watched directory changed: read the configuration again, as dbus-daemon does."""
-        try:
-            self.daemon.reload()
-        except DBusError as error:
-            self.log.warning(f"Unable to reload configuration: {error.text}")
+        self.daemon.reload_soon()
 
     def reload(self, config: Plain) -> None:
         limits = config.limits()

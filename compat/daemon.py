@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Protocol
 from . import process, without_ssl
 from .auth import Keyring, Offer, check_mechanisms
 from .cli import Options
-from .config import ConfigError, Plain, Reading, read
+from .config import ConfigError, Plain, Reading
 from .errors import FAILED, DBusError
 from .listen import Listener, Server, open_servers, printed_address
 from .log import Log, prefix_for
@@ -64,6 +64,8 @@ class Daemon:
         self.fd_limit: Limit | None = None
         self.service: Service | None = None
         self._build = build
+        self._reading: Reading | None = None
+        self._read_again = False
         self._pidfile: str | None = None
         self._fork: process.Fork | None = None
         self._loop: AbstractEventLoop | None = None
@@ -99,13 +101,43 @@ class Daemon:
         return 0
 
     def reload(self) -> None:
-        """Read the configuration again, for SIGHUP and ReloadConfig.
+        """Read the configuration again, for ReloadConfig, and wait for it.
 
         Raises DBusError if that cannot be done; then everything is as before.
         """
+        self._take_over(Reading(self._config_path))
+
+    def reload_soon(self) -> None:
+        """The same for those who want no answer: the bus goes on while a child reads."""
+        if self._loop is None or self._reading is not None:
+            self._read_again = True
+            return
+        self._reading = reading = Reading(self._config_path)
+        if reading.fileno() < 0:
+            self._reloaded()
+        else:
+            self._loop.add_reader(reading.fileno(), self._reloaded)
+
+    def _reloaded(self) -> None:
+        reading = self._reading
+        assert reading is not None
+        assert self._loop is not None
+        if reading.fileno() >= 0:
+            self._loop.remove_reader(reading.fileno())
+        try:
+            self._take_over(reading)
+        except DBusError as error:
+            self.log.warning(f"Unable to reload configuration: {error.text}")
+        self._reading = None
+        if self._read_again:
+            # What was read may have been changed in the meantime.
+            self._read_again = False
+            self.reload_soon()
+
+    def _take_over(self, reading: Reading) -> None:
         process.notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
-            config = read(self._config_path)
+            config = reading.result()
             if self.service is not None:
                 self.service.reload(config)
         except (ConfigError, DBusError) as error:
@@ -207,11 +239,11 @@ class Daemon:
             loop.close()
 
     def _started(self, loop: AbstractEventLoop) -> None:
-        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
+        loop.add_signal_handler(signal.SIGHUP, self.reload_soon)
         loop.add_signal_handler(signal.SIGTERM, self.quit)
         loop.add_signal_handler(signal.SIGINT, self.quit)
         for number in self._early:
-            loop.call_soon(self._on_hangup if number == signal.SIGHUP else self.quit)
+            loop.call_soon(self.reload_soon if number == signal.SIGHUP else self.quit)
         if self._fork is not None:
             self._fork.ready()
         process.notify("READY=1")
@@ -229,12 +261,6 @@ class Daemon:
         self.log.prefix = ""
         self.log.warning(f"Failed to start message bus: {text}")
         return 1
-
-    def _on_hangup(self) -> None:
-        try:
-            self.reload()
-        except DBusError as error:
-            self.log.warning(f"Unable to reload configuration: {error.text}")
 
     def _remember(self, number: int, frame: object) -> None:
         self._early.append(number)

@@ -40,6 +40,11 @@ class Reading:
         self._pipe = -1
         self._start()
 
+    def fileno(self) -> int:
+        """Readable as soon as `result()` has not much left to wait for; -1 if it is all to be done
+        then."""
+        return self._pipe if self._pid else -1
+
     def result(self) -> Plain:
         """Waits for the end and says what came of it; to be called once. Raises ConfigError."""
         if not self._pid:
@@ -100,6 +105,8 @@ def _become_reader(path: str, writable: int, mask: set[Any]) -> NoReturn:
         for number in _IGNORED:
             signal.signal(number, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        # The bus may go on meanwhile: who leaves it is not to be kept by us.
+        _let_go_of_sockets()
         # Looking for plugins takes pydantic longer than all models together.
         os.environ["PYDANTIC_DISABLE_PLUGINS"] = "__all__"
         answer = marshal.dumps(_answer(path))
@@ -109,6 +116,21 @@ def _become_reader(path: str, writable: int, mask: set[Any]) -> NoReturn:
     finally:
         # Whatever it was: from here on this would be a second bus.
         os._exit(status)
+
+
+def _let_go_of_sockets() -> None:
+    """Closes them, so that they end when the bus says so. The configuration may be in a file that
+    is open, as /proc/self/fd/N."""
+    try:
+        names = os.listdir("/proc/self/fd")
+    except OSError:
+        return
+    for name in names:
+        try:
+            if int(name) > 2 and os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
+                os.close(int(name))
+        except OSError:
+            pass
 
 
 def _answer(path: str) -> tuple[Any, ...]:
