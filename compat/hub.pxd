@@ -7,11 +7,12 @@ from jitney.broker.connection cimport Connection
 from jitney.broker.fds cimport FdSet
 from jitney.broker.mem cimport Buffer, copy, of_bytes, pooled, take, trim, view
 from jitney.broker.message cimport Message, frame_size
-from jitney.broker.queue cimport Payload, Queue, Segment
+from jitney.broker.queue cimport Payload, Queue
 
 from .accept cimport Acceptor
 from .auth cimport Auth
 from .front cimport Front
+from .gather cimport gather
 from .peer cimport Peer
 from .sysio cimport Intake, Outlet, Poller, close_socket, now, send_one
 
@@ -74,8 +75,6 @@ cdef class Hub:
     cdef broken(self, Peer peer)
     @cython.locals(queue=Queue, tail=Buffer)
     cdef send_queue(self, Peer peer)
-    @cython.locals(segment=Segment, tail=Buffer)
-    cdef Py_ssize_t gather(self, Queue queue) except -1
     cdef unsent(self, Peer peer, int code)
     cpdef retry(self, Peer peer)
     cdef block(self, Peer peer)

@@ -26,7 +26,7 @@ from jitney.broker.bus import Bus
 from jitney.broker.fds import FdSet
 from jitney.broker.mem import Buffer
 from jitney.broker.message import Message
-from jitney.broker.queue import Payload, Queue
+from jitney.broker.queue import Payload
 
 from .accept import BREATHER, Acceptor
 from .auth import Auth
@@ -40,6 +40,7 @@ if not cython.compiled:
     from jitney.broker.mem import copy, of_bytes, pooled, take, trim, view
     from jitney.broker.message import frame_size
 
+    from .gather import gather
     from .sysio import now, send_one
 
 RECEIVE = 131072
@@ -520,7 +521,7 @@ class Hub:
         queue = peer.conn.queue
         while queue.size:
             if queue.segments or queue.tail_fds is not None:
-                want = self.gather(queue)
+                want = gather(self.outlet, queue)
                 sent = self.outlet.send(peer.fd)
             else:
                 tail = queue.tail
@@ -536,31 +537,6 @@ class Hub:
         if peer.blocked:
             peer.blocked = False
             self.poller.modify(peer.fd, True, False)
-
-    def gather(self, queue: Queue) -> int:
-        """Fills the outlet with the queue's first run; its size in bytes."""
-        outlet = self.outlet
-        first = True
-        for segment in queue.segments:
-            if first:
-                outlet.start(segment.fds)
-                first = False
-            elif segment.fds is not None:
-                return outlet.size
-            if segment.buffer is not None:
-                more = outlet.add(segment.buffer.p, segment.off, segment.end - segment.off)
-            else:
-                more = outlet.add(segment.payload.p, segment.off, segment.end - segment.off)
-            if not more:
-                return outlet.size
-        tail = queue.tail
-        if tail is not None:
-            if first:
-                outlet.start(queue.tail_fds)
-            elif queue.tail_fds is not None:
-                return outlet.size
-            outlet.add(tail.p, tail.head, tail.end - tail.head)
-        return outlet.size
 
     def unsent(self, peer: Peer, code: int) -> None:
         """A send failed with this errno."""
