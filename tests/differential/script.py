@@ -12,6 +12,7 @@ Monitors, who may not send, wait for a call of the stage's own, hidden client in
 from __future__ import annotations
 
 import re
+import select
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -139,6 +140,8 @@ class Client:
         if filters:
             filters.append(f"sender='{self.stage.hidden.unique_name}'")
         self.raw.driver(b"BecomeMonitor", "asu", filters, 0, interface=MONITORING)
+        # Nothing makes a bus read this before what others say next; its answer tells that it has.
+        select.select([self.raw.sock], [], [], 10)
         self.monitor = True
         self.stage.settle(f"{self.name} becomes a monitor {rules or ''}".rstrip())
 
