@@ -36,7 +36,7 @@ class Acceptor:
         for listener in listeners:
             fd = listener.sock.fileno()
             self.listeners[fd] = listener
-            self.hub.listen(fd, True)
+            self.watch(fd)
 
     def stop(self) -> None:
         """Stops listening; the sockets are their owner's."""
@@ -80,7 +80,11 @@ class Acceptor:
     def resume(self, fd: int) -> None:
         if fd in self.resting and fd in self.listeners:
             self.resting.discard(fd)
-            self.hub.listen(fd, True)
+            self.watch(fd)
+
+    def watch(self, fd: int) -> None:
+        if not self.hub.listen(fd, True):
+            self.rest(fd, BREATHER)
 
     def wake(self) -> None:
         """An unfinished connection is out of the way."""

@@ -45,7 +45,7 @@ class Front:
         self.driver: Any = None
         self.activator: Any = None
         self.hub: Any = None
-        self.known: dict[int, bool] = {}
+        self.known: set[int] = set()
         self.shared: dict[int | None, Any] = {}
 
     def use_driver(self, driver: Driver) -> None:
@@ -73,12 +73,12 @@ class Front:
     def may_connect(self, uid: int) -> bool:
         """Whether the policy lets this user in. The user database is asked once, and again after
         a reload, as dbus-daemon does; but for users it did not know, who may come to be."""
-        found = self.known.get(uid)
-        if found is None:
-            found = self.look_up(uid)
-            if found:
-                self.known[uid] = True
-        return found
+        if uid in self.known:
+            return True
+        if not self.look_up(uid):
+            return False
+        self.known.add(uid)
+        return True
 
     def look_up(self, uid: int) -> bool:
         self.shared.clear()

@@ -47,7 +47,7 @@ cdef class Hub:
     cdef Py_ssize_t max_message_fds
 
     cpdef completed(self, Peer peer)
-    cpdef listen(self, int fd, bint yes)
+    cpdef bint listen(self, int fd, bint yes) except -1
     cpdef admit(self, int fd, object listener)
     cpdef turn(self)
     @cython.locals(foreign=list, deadline=double, left=double)
@@ -59,7 +59,7 @@ cdef class Hub:
     @cython.locals(auth=Auth, data=bytes)
     cdef read_auth(self, Peer peer)
     @cython.locals(auth=Auth, conn=Connection, leftover=bytes)
-    cdef open(self, Peer peer, bytes reply)
+    cdef open(self, Peer peer)
     cdef read(self, Peer peer)
     cdef bint take_fds(self, Peer peer) except -1
     cdef discard_fds(self, Peer peer)

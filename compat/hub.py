@@ -122,12 +122,9 @@ class Hub:
             self.loop.remove_reader(self.poller.fileno())
         self.poller.close()
 
-    def listen(self, fd: int, yes: bool) -> None:
-        """Watches a listening socket, or no longer does."""
-        if yes:
-            self.poller.add(fd)
-        else:
-            self.poller.remove(fd)
+    def listen(self, fd: int, yes: bool) -> bool:
+        """Watches a listening socket, or no longer does; False if the kernel has no room."""
+        return (self.poller.add(fd) if yes else self.poller.remove(fd)) >= 0
 
     def admit(self, fd: int, listener: Any) -> None:
         """Takes over an accepted socket, which is closed if there is no room for it."""
@@ -144,7 +141,10 @@ class Hub:
         self.peers[fd] = peer
         self.n_peers += 1
         # Whoever connects speaks first, and most have done so by now.
-        self.read_auth(peer)
+        try:
+            self.read_auth(peer)
+        except Exception:
+            self.broken(peer)
         if peer.state != _CLOSED and (peer.conn is None or peer.conn.id == 0):
             when = self.bus.clock() + self.bus.limits.auth_timeout / 1000
             self.incomplete[peer] = when
@@ -292,13 +292,12 @@ class Hub:
             data = data[n:]
         auth = peer.auth
         reply = auth.feed(data)
-        if auth.done:
-            self.open(peer, reply)
-            return
         if reply and not self.say(peer, reply):
             return
         if auth.failed:
             self.drop(peer)
+        elif auth.done:
+            self.open(peer)
         else:
             # Only what comes behind BEGIN can belong to a message.
             self.discard_fds(peer)
@@ -310,16 +309,12 @@ class Hub:
             return False
         return True
 
-    def open(self, peer: Peer, reply: bytes) -> None:
-        """The conversation is over and the peer is who it says it is. `reply` is still to be said:
-        it goes out with what follows, if anything does."""
+    def open(self, peer: Peer) -> None:
+        """The conversation is over and the peer is who it says it is."""
         auth = peer.auth
         conn = self.front.admit(peer, auth)
         if conn is None:
-            if not reply or self.say(peer, reply):
-                self.drop(peer)
-            return
-        if reply and not self.say(peer, reply):
+            self.drop(peer)
             return
         peer.auth = None
         peer.conn = conn

@@ -378,3 +378,38 @@ def raise_once(real: Any, only: Any = None) -> Any:
         return real(*args)
 
     return stand_in
+
+
+def test_a_bug_in_the_first_read_keeps_no_socket(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, _ = world.connect()
+    before = world.hub.n_peers
+    monkeypatch.setattr(world.hub, "read_auth", raise_once(world.hub.read_auth))
+    ours, theirs = socket.socketpair()
+    listener = SimpleNamespace(kind="unix", nonce=b"", offer=world.offer)
+    world.hub.admit(sysio.attach(ours), listener)  # type: ignore[arg-type]
+    assert world.hub.n_peers == before
+    assert not world.hub.incomplete
+    theirs.settimeout(5)
+    assert theirs.recv(1) == b""
+    theirs.close()
+    world.alive(a)
+
+
+def test_no_room_to_watch_a_listener(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, _ = world.connect()
+    acceptor = world.hub.acceptor
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("")
+        server.listen()
+        fd = server.fileno()
+        acceptor.listeners[fd] = SimpleNamespace(sock=server)
+        monkeypatch.setattr(world.hub.poller, "add", lambda number: -1)
+        acceptor.watch(fd)
+        assert fd in acceptor.resting
+        monkeypatch.undo()
+        world.turn_until(lambda: fd not in acceptor.resting)
+        world.hub.listen(fd, False)
+        del acceptor.listeners[fd]
+    world.alive(a)
