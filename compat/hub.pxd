@@ -14,7 +14,7 @@ from .auth cimport Auth
 from .front cimport Front
 from .gather cimport gather
 from .peer cimport Peer
-from .sysio cimport Intake, Outlet, Poller, close_socket, now, send_one
+from .sysio cimport Intake, Outlet, Poller, close_socket, now, send_one, widen
 
 cdef Py_ssize_t RECEIVE
 cdef Py_ssize_t LARGE

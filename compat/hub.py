@@ -41,7 +41,7 @@ if not cython.compiled:
     from jitney.broker.message import frame_size
 
     from .gather import gather
-    from .sysio import now, send_one
+    from .sysio import now, send_one, widen
 
 RECEIVE = 131072
 """Size in bytes of the receive buffer that all share: what a peer may say in its turn."""
@@ -522,22 +522,25 @@ class Hub:
                 tail = queue.tail
                 want = tail.end - tail.head
                 sent = send_one(peer.fd, tail.p, tail.head, want)
-            if sent < 0:
+            if sent >= 0:
+                queue.sent(sent)
+            elif sent != -_EAGAIN:
                 self.unsent(peer, -sent)
                 return
-            queue.sent(sent)
             if sent < want:
-                self.block(peer)
-                return
+                if peer.wide:
+                    self.block(peer)
+                    return
+                # It fell behind for the first time: more in the kernel is fewer turns each way.
+                peer.wide = True
+                widen(peer.fd)
         if peer.blocked:
             peer.blocked = False
             self.poller.modify(peer.fd, True, False)
 
     def unsent(self, peer: Peer, code: int) -> None:
-        """A send failed with this errno."""
-        if code == _EAGAIN:
-            self.block(peer)
-        elif code in _SHORT:
+        """A send failed with this errno, not for want of room."""
+        if code in _SHORT:
             # The kernel is short of memory, not the peer of room: no event will tell, so try again.
             if not peer.blocked:
                 self.front.log("warning", "Failed to send: out of memory in the kernel")

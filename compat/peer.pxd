@@ -16,4 +16,5 @@ cdef class Peer:
     cdef list fds_in
     cdef bint with_fds
     cdef readonly bint blocked
+    cdef bint wide
     cdef Py_ssize_t wanted

@@ -32,6 +32,7 @@ class Peer:
         self.fds_in: list[int] = []
         self.with_fds = False
         self.blocked = False
+        self.wide = False
         self.wanted = 0
 
     @property

@@ -5,6 +5,7 @@ cdef int64_t now() noexcept
 
 cpdef int accept_one(int fd) except -200
 cpdef void close_socket(int fd) noexcept
+cpdef void widen(int fd) noexcept
 cpdef object option(int fd, int number, Py_ssize_t size)
 
 cdef class Intake:

@@ -18,6 +18,7 @@ COMPILED = False
 
 MAX_FDS = 253
 MAX_VECTORS = 64
+WIDE = 1 << 20  # cut by the kernel to its net.core.wmem_max
 READABLE = select.EPOLLIN
 WRITABLE = select.EPOLLOUT
 
@@ -48,6 +49,14 @@ def accept_one(fd: int) -> int:
             borrowed.detach()
     sock.setblocking(False)
     return attach(sock)
+
+
+def widen(fd: int) -> None:
+    """Asks for as large a send buffer as the system gives anybody."""
+    try:
+        _sockets[fd].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, WIDE)
+    except OSError:
+        pass
 
 
 def close_socket(fd: int) -> None:

@@ -46,6 +46,8 @@ cdef extern from "sys/socket.h":
     ctypedef unsigned int socklen_t
     int accept4(int fd, void* address, socklen_t* n, int flags) nogil
     int getsockopt(int fd, int level, int option, void* value, socklen_t* n) nogil
+    int setsockopt(int fd, int level, int option, const void* value, socklen_t n) nogil
+    int SO_SNDBUF
     int SOCK_CLOEXEC, SOCK_NONBLOCK
     int SOL_SOCKET, SCM_RIGHTS, MSG_CTRUNC, MSG_DONTWAIT, MSG_NOSIGNAL, MSG_CMSG_CLOEXEC
 
@@ -65,6 +67,7 @@ cdef extern from "sys/epoll.h":
 cdef enum:
     MAX_FDS = 253
     MAX_VECTORS = 64
+    WIDE = 1 << 20
 
 cdef int64_t now() noexcept:
     """Microseconds on a clock that only goes forward."""
@@ -91,6 +94,12 @@ cpdef int accept_one(int fd) except -200:
 cpdef void close_socket(int fd) noexcept:
     """Closes a socket that came from `accept_one()` or `attach()`."""
     c_close(fd)
+
+
+cpdef void widen(int fd) noexcept:
+    """Asks for as large a send buffer as the system gives anybody."""
+    cdef int size = WIDE
+    setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof(size))
 
 
 cpdef object option(int fd, int number, Py_ssize_t size):

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import array
+import contextlib
+import fcntl
 import hashlib
+import socket
+import termios
 import threading
 
 import buses
@@ -132,6 +137,33 @@ def test_broadcasts_past_a_stopped_reader() -> None:
         assert got == list(range(count - dropped))
         for client in (sender, stopped, reader):
             client.close()
+
+
+def unread(sock: socket.socket) -> int:
+    """Bytes that the kernel keeps for this end."""
+    count = array.array("i", [0])
+    fcntl.ioctl(sock, termios.FIONREAD, count)
+    return count[0]
+
+
+def test_a_full_socket_is_made_larger(daemon: buses.Daemon) -> None:
+    """The kernel keeps more for a reader that fell behind than a socket takes by itself."""
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    with ours, theirs:
+        plain = 0
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                plain += theirs.send(bytes(65536))
+    sender, reader = RawClient(daemon.address), RawClient(daemon.address)
+    sender.hello()
+    reader.hello()
+    flood(sender, reader.unique_name, 20)
+    sender.reply_to(sender.driver(b"GetId"))
+    assert unread(reader.sock) > plain * 1.5
+    assert floods(reader, 19) == list(range(20))
+    sender.close()
+    reader.close()
 
 
 @pytest.mark.parametrize("size", [16383, 16384, 300_000, 1 << 20, 1 << 24])
