@@ -2,6 +2,7 @@
 cimport cython
 from libc.stdint cimport int64_t
 
+from .accounting cimport Tally
 from .connection cimport Connection
 from .match cimport MatchIndex, Rule
 from .mem cimport Map64
@@ -29,5 +30,7 @@ cdef class Bus(Router):
     cdef unrefer(self, Rule rule)
     @cython.locals(rule=Rule)
     cpdef become_monitor(self, Connection conn, list rules)
+    @cython.locals(tally=Tally)
+    cdef settle_tallies(self, Connection conn)
     @cython.locals(rule=Rule, owner=Connection)
     cdef drop_rules(self, Connection conn, MatchIndex index)

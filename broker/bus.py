@@ -13,6 +13,7 @@ from typing import Any
 
 from .connection import ACTIVE, CLOSED, MONITOR, Connection
 from .errors import ACCESS_DENIED, INVALID_ARGS, LIMITS, NOT_FOUND, Refused
+from .limits import USER_OBJECTS
 from .match import MatchIndex, Rule
 from .mem import Map64
 from .queue import sender_field
@@ -42,7 +43,10 @@ class Bus(Router):
 
         Raises Refused(LIMITS) where the bus or the user has as many connections as may be.
         Announcing the unique name is `announce()`, which follows the front's reply."""
-        if len(self.connections) >= self.max_connections:
+        # A reserve is left to users who have few: one may not keep all others out.
+        limit = self.max_connections
+        left = limit + limit // 2 - len(self.connections) - 1
+        if len(self.connections) >= limit and conn.user.connections + 1 > left:
             self.show_greeting(conn)
             raise Refused(LIMITS, "The maximum number of active connections has been reached")
         if conn.user.uid is not None and conn.user.connections >= self.max_connections_per_user:
@@ -92,6 +96,7 @@ class Bus(Router):
         conn.queue.clear()
         if conn.id == 0:
             return
+        self.settle_tallies(conn)
         if state == MONITOR:
             self.drop_rules(conn, self.monitor_index)
             self.monitors.remove(conn)
@@ -110,6 +115,15 @@ class Bus(Router):
                 serial,
                 "Message recipient disconnected from message bus without replying",
             )
+
+    def settle_tallies(self, conn: Connection) -> None:
+        """What it sent and still waits somewhere is its user's debt alone now."""
+        if conn.tallies is not None:
+            for tally in conn.tallies.values():
+                self.accounts.end(tally)
+            conn.tallies = None
+            conn.tally = None
+            conn.own_tally = None
 
     def drop_rules(self, conn: Connection, index: MatchIndex) -> None:
         for rule in conn.rules:
@@ -155,14 +169,16 @@ class Bus(Router):
                 "because it is reserved for D-Bus' use only",
             )
         if not conn.policy.may_own(text):
-            raise Refused(
+            refused = Refused(
                 ACCESS_DENIED,
                 f'Connection "{conn.label}" is not allowed to own the service "{_shown(text)}" due '
                 "to security policies in the configuration file",
             )
+            self.front.denied(refused.text, conn.policy)
+            raise refused
         limit = self.limits.max_names_per_connection
         # The unique name counts, as in dbus-daemon.
-        if len(conn.names) + 1 >= limit:
+        if len(conn.names) + 1 >= limit or conn.user.names >= limit * USER_OBJECTS:
             refused = Refused(
                 LIMITS,
                 f'Connection "{conn.label}" is not allowed to own more services '
@@ -211,7 +227,7 @@ class Bus(Router):
     def add_match(self, conn: Connection, rule: Rule) -> None:
         """AddMatch (kdbus: MATCH_ADD); Refused(LIMITS) where the connection has too many."""
         limit = self.limits.max_match_rules_per_connection
-        if conn.n_rules >= limit:
+        if conn.n_rules >= limit or conn.user.matches >= limit * USER_OBJECTS:
             raise Refused(
                 LIMITS,
                 f'Connection "{conn.label}" is not allowed to add more match rules '

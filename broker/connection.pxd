@@ -1,7 +1,7 @@
 # cython: language_level=3
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
-from .accounting cimport Accounts, User
+from .accounting cimport Accounts, Tally, User
 from .mem cimport Map64
 from .queue cimport Queue
 
@@ -13,6 +13,9 @@ cdef class Connection:
     cdef bytes field_be
     cdef readonly User user
     cdef readonly Queue queue
+    cdef Tally tally
+    cdef readonly Tally own_tally
+    cdef readonly dict tallies
     cdef public object policy
     cdef public uint32_t policy_number
     cdef uint32_t[4] to_keys

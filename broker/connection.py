@@ -15,7 +15,7 @@ try:
 except ImportError:
     from ._cython import cython
 
-from .accounting import Accounts, User
+from .accounting import Accounts, Tally, User
 from .mem import Map64
 from .queue import Queue
 
@@ -33,6 +33,9 @@ class Connection:
     `calls`: replies it waits for; `owes`: replies it is to give; `referers`: rules of others that
     name it; `send_open` and the like: see `policy.ClientPolicy`.
 
+    `tallies`: what it sent to single receivers and still waits there, by the receivers' user;
+    `tally` is the one used last, `own_tally` that of its own user.
+
     `to_keys`, `to_types`: the message types that clients of a policy may always send to this
     connection, by the policy's number, in slot number % KEPT; `from_keys`, `from_types`: those that
     they may always receive from it. They hold as long as it has the same names."""
@@ -45,6 +48,9 @@ class Connection:
         self.field_be: bytes | None = None
         self.user = user
         self.queue = Queue(accounts)
+        self.tally: Tally | None = None
+        self.own_tally: Tally | None = None
+        self.tallies: dict[int, Tally] | None = None
         self.policy: Any = None
         self.policy_number = 0
         self.accepts_fds = False

@@ -13,6 +13,18 @@ MIB = 1024 * 1024
 FDS_PER_MESSAGE = 16
 
 
+KEPT_BYTES = 64 * MIB
+KEPT_FDS = 1024
+"""No queue is taken for granted more than this, whatever the configuration says: the session bus
+of dbus-daemon may grow by 1 GB for each client that does not read."""
+
+USER_SHARE = 4
+"""The queues of one user's connections together may hold so many times what one of them may."""
+
+USER_OBJECTS = 64
+"""And the user so many times the names, match rules and awaited replies of one connection."""
+
+
 class Limits:
     """One set of limits, replaced as a whole when the configuration is read again."""
 

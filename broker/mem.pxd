@@ -36,18 +36,18 @@ cdef struct Charge:
     uint64_t left
     uint32_t size
     uint32_t fds
-    int64_t user
+    int64_t tally
 
 cdef class Ring:
     cdef Charge* slots
     cdef Py_ssize_t cap
     cdef Py_ssize_t first
     cdef Py_ssize_t count
-    cdef int push(self, Py_ssize_t size, Py_ssize_t fds, int64_t user) except -1
+    cdef int push(self, Py_ssize_t size, Py_ssize_t fds, int64_t tally) except -1
     cdef Py_ssize_t take_left(self, Py_ssize_t n) noexcept
     cdef Py_ssize_t front_size(self) noexcept
     cdef Py_ssize_t front_fds(self) noexcept
-    cdef int64_t front_user(self) noexcept
+    cdef int64_t front_tally(self) noexcept
     cdef void pop(self) noexcept
 
 cdef struct MapSlot:

@@ -172,8 +172,8 @@ class Ring:
     def count(self) -> int:
         return len(self.slots)
 
-    def push(self, size: int, fds: int, user: int) -> int:
-        self.slots.append([size, size, fds, user])
+    def push(self, size: int, fds: int, tally: int) -> int:
+        self.slots.append([size, size, fds, tally])
         return 0
 
     def take_left(self, n: int) -> int:
@@ -190,15 +190,15 @@ class Ring:
     def front_fds(self) -> int:
         return self.slots[0][2]
 
-    def front_user(self) -> int:
+    def front_tally(self) -> int:
         return self.slots[0][3]
 
     def pop(self) -> None:
         self.slots.popleft()
 
     def items(self) -> list[tuple[int, int, int]]:
-        """(size, fds, user index) of each message, oldest first."""
-        return [(size, fds, user) for _, size, fds, user in self.slots]
+        """(size, fds, tally) of each message, oldest first."""
+        return [(size, fds, tally) for _, size, fds, tally in self.slots]
 
 
 class Map64:

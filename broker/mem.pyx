@@ -381,7 +381,7 @@ cdef class Ring:
     def __len__(self):
         return self.count
 
-    cdef int push(self, Py_ssize_t size, Py_ssize_t fds, int64_t user) except -1:
+    cdef int push(self, Py_ssize_t size, Py_ssize_t fds, int64_t tally) except -1:
         cdef Charge* grown
         cdef Charge* slot
         cdef Py_ssize_t i, cap
@@ -400,7 +400,7 @@ cdef class Ring:
         slot.left = size
         slot.size = size
         slot.fds = fds
-        slot.user = user
+        slot.tally = tally
         self.count += 1
         return 0
 
@@ -418,8 +418,8 @@ cdef class Ring:
     cdef Py_ssize_t front_fds(self) noexcept:
         return self.slots[self.first].fds
 
-    cdef int64_t front_user(self) noexcept:
-        return self.slots[self.first].user
+    cdef int64_t front_tally(self) noexcept:
+        return self.slots[self.first].tally
 
     cdef void pop(self) noexcept:
         self.first = (self.first + 1) & (self.cap - 1)
@@ -430,13 +430,13 @@ cdef class Ring:
             self.cap = self.first = 0
 
     def items(self):
-        """(size, fds, user index) of each message, oldest first."""
+        """(size, fds, tally) of each message, oldest first."""
         cdef Py_ssize_t i
         cdef Charge slot
         out = []
         for i in range(self.count):
             slot = self.slots[(self.first + i) & (self.cap - 1)]
-            out.append((slot.size, slot.fds, slot.user))
+            out.append((slot.size, slot.fds, slot.tally))
         return out
 
 
@@ -563,8 +563,8 @@ class _Probe:
         return table.pop(key)
 
     @staticmethod
-    def ring_push(Ring ring, size, fds, user):
-        ring.push(size, fds, user)
+    def ring_push(Ring ring, size, fds, tally):
+        ring.push(size, fds, tally)
 
     @staticmethod
     def ring_take_left(Ring ring, n):

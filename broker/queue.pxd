@@ -2,7 +2,7 @@
 cimport cython
 from libc.stdint cimport int64_t, uint8_t
 
-from .accounting cimport Accounts
+from .accounting cimport Accounts, Tally
 from .fds cimport FdSet
 from .mem cimport Buffer, Ring, borrow, copy, give, of_bytes, store32, take, view, zero
 from .message cimport Message
@@ -40,7 +40,7 @@ cdef class Queue:
     cdef public bint dirty
 
     @cython.locals(payload=Payload, tail=Buffer, fds=FdSet)
-    cdef Py_ssize_t push(self, Message msg, const uint8_t* head, Py_ssize_t head_len, bytes field, int64_t user) except -1
+    cdef Py_ssize_t push(self, Message msg, const uint8_t* head, Py_ssize_t head_len, bytes field, Tally tally) except -1
     cdef void seal(self)
     @cython.locals(tail=Buffer)
     cpdef void sent(self, Py_ssize_t n)

@@ -2,8 +2,8 @@
 """Queue: the bytes that one receiver has yet to get, and who is charged for them.
 
 Invariant: `size` and `n_fds` are what is queued and not yet handed out by `sent()`; each
-queued message is charged to its sender's user from `push()` until its last byte is sent or
-the queue is cleared. Messages keep their order; descriptors go out with the first byte of
+queued message is charged to a tally of its sender's from `push()` until its last byte is sent
+or the queue is cleared. Messages keep their order; descriptors go out with the first byte of
 their message. A small message costs one copy into the tail buffer; a large body is queued
 by reference (Payload) and never copied while the receiver keeps up.
 """
@@ -17,7 +17,7 @@ try:
 except ImportError:
     from ._cython import cython
 
-from .accounting import Accounts
+from .accounting import Accounts, Tally
 from .fds import FdSet
 from .mem import Buffer, Ring
 from .message import Message
@@ -106,7 +106,7 @@ class Queue:
     def __len__(self) -> int:
         return self.charges.count
 
-    def push(self, msg: Message, head, head_len: int, field: bytes | None, user: int) -> int:
+    def push(self, msg: Message, head, head_len: int, field: bytes | None, tally: Tally) -> int:
         """Queues `msg` with the header head[:head_len] and SENDER `field`; its size in bytes.
 
         `head` is the forwarded header (fixed part and fields without SENDER); with `field`
@@ -150,8 +150,8 @@ class Queue:
         count = len(fds) if fds is not None else 0
         self.size += total
         self.n_fds += count
-        self.charges.push(total, count, user)
-        self.accounts.charge(user, total, count)
+        self.charges.push(total, count, tally.index)
+        self.accounts.charge(tally, total, count)
         return total
 
     def seal(self) -> None:
@@ -172,7 +172,9 @@ class Queue:
                 break
             left = rest
             self.n_fds -= charges.front_fds()
-            self.accounts.discharge(charges.front_user(), charges.front_size(), charges.front_fds())
+            self.accounts.discharge(
+                charges.front_tally(), charges.front_size(), charges.front_fds()
+            )
             charges.pop()
         if self.segments:
             n = self.drop_segments(n)
@@ -210,7 +212,9 @@ class Queue:
         """Forgets everything that is queued, and discharges it."""
         charges = self.charges
         while charges.count:
-            self.accounts.discharge(charges.front_user(), charges.front_size(), charges.front_fds())
+            self.accounts.discharge(
+                charges.front_tally(), charges.front_size(), charges.front_fds()
+            )
             charges.pop()
         for segment in self.segments:
             if segment.payload is not None:
@@ -224,7 +228,7 @@ class Queue:
     # For Python callers and tests: the queue without a socket.
 
     def charges_list(self) -> list[tuple[int, int, int]]:
-        """(size, fds, index of the charged user) of each message not gone whole, oldest first."""
+        """(size, fds, index of the charged tally) of each message not gone whole, oldest first."""
         return self.charges.items()
 
     def peek(self) -> bytes:

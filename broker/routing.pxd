@@ -2,7 +2,7 @@
 cimport cython
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from .accounting cimport Accounts, User
+from .accounting cimport Accounts, Pool, Tally, User
 from .atoms cimport Atom, Atoms
 from .connection cimport Connection
 from .match cimport MatchIndex, Rule
@@ -42,8 +42,7 @@ cdef class Router:
     cdef readonly Py_ssize_t peak_rules
     cdef readonly Py_ssize_t peak_names
     cdef readonly object limits
-    cdef Py_ssize_t max_outgoing_bytes
-    cdef Py_ssize_t max_outgoing_unix_fds
+    cdef readonly Pool pool
     cdef Py_ssize_t max_replies
     cdef Py_ssize_t max_connections
     cdef Py_ssize_t max_connections_per_user
@@ -56,20 +55,23 @@ cdef class Router:
     cpdef Connection lookup(self, bytes text)
     @cython.locals(atom=Atom, name=Name, number=uint64_t)
     cdef Connection find_dest(self, const uint8_t* p, Py_ssize_t off, Py_ssize_t n)
-    @cython.locals(slot=Slot, queue=Queue)
+    @cython.locals(slot=Slot, queue=Queue, tally=Tally)
     cdef unicast(self, Connection conn, Connection dest, Message msg)
+    @cython.locals(tallies=dict, tally=Tally)
+    cdef Tally tally_of(self, Connection conn, User receiver)
     cdef bint expect_reply(self, Connection conn, Connection dest, Message msg) except -1
-    @cython.locals(conn=Connection, queue=Queue)
+    @cython.locals(conn=Connection, queue=Queue, user=User, tally=Tally)
     cpdef broadcast(self, Message msg, Connection sender, Connection dest)
-    @cython.locals(conn=Connection)
+    @cython.locals(conn=Connection, tally=Tally)
     cpdef capture(self, Message msg, Connection sender, Connection dest)
+    @cython.locals(queue=Queue, msg=Message, tally=Tally)
     cpdef emit(self, Connection dest, bytes wire, object fds=*, bint captured=*)
-    @cython.locals(queue=Queue, msg=Message)
+    @cython.locals(queue=Queue, msg=Message, tally=Tally)
     cpdef post(self, Connection dest, Buffer data)
     cpdef tell(self, Message msg)
     cpdef bint heard(self)
     cpdef show(self, bytes wire)
-    cdef enqueue(self, Connection dest, Message msg, Connection sender, User user)
+    cdef enqueue(self, Connection dest, Message msg, Connection sender, Tally tally)
     cpdef stir(self, Connection conn)
     @cython.locals(number=uint32_t, slot=uint32_t)
     cdef int types_to(self, Connection sender, Connection receiver) except -1

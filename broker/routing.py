@@ -20,11 +20,11 @@ try:
 except ImportError:
     from ._cython import cython
 
-from .accounting import Accounts, User
+from .accounting import Accounts, Pool, Tally, User
 from .atoms import Atoms
 from .connection import ACTIVE, CLOSED, MONITOR, NEW, Connection
 from .errors import ACCESS_DENIED, LIMITS, NO_OWNER, NOT_SUPPORTED, Refused
-from .limits import Limits
+from .limits import KEPT_BYTES, KEPT_FDS, USER_OBJECTS, USER_SHARE, Limits
 from .match import MatchIndex
 from .mem import Buffer, Map64
 from .message import Message, clean
@@ -85,8 +85,9 @@ class Router:
     def set_limits(self, limits: Limits) -> None:
         """Takes new limits; the hot ones are copied out of the object."""
         self.limits = limits
-        self.max_outgoing_bytes = limits.max_outgoing_bytes
-        self.max_outgoing_unix_fds = limits.max_outgoing_unix_fds
+        nbytes = min(limits.max_outgoing_bytes, KEPT_BYTES)
+        fds = min(limits.max_outgoing_unix_fds, KEPT_FDS)
+        self.pool = Pool(nbytes, fds, nbytes * USER_SHARE, fds * USER_SHARE)
         self.max_replies = limits.max_replies_per_connection
         self.max_connections = limits.max_completed_connections
         self.max_connections_per_user = limits.max_connections_per_user
@@ -219,8 +220,11 @@ class Router:
         if not self.may_receive(conn, dest, dest, msg, requested):
             return
         queue = dest.queue
-        if queue.size > self.max_outgoing_bytes or queue.n_fds > self.max_outgoing_unix_fds:
-            self.complain(conn, dest, msg, LIMITS, FULL, 0, requested)
+        tally = conn.tally
+        if tally is None or tally.receiver is not dest.user:
+            tally = self.tally_of(conn, dest.user)
+        if not self.pool.admits(queue.size, queue.n_fds, tally, msg.size, msg.n_fds):
+            self.complain(conn, dest, msg, LIMITS, FULL, None, requested)
             return
         if msg.fds is not None and not dest.accepts_fds:
             # The missing space is dbus-daemon's.
@@ -234,12 +238,26 @@ class Router:
             return
         if msg.type == 1 and not msg.flags & 1 and not self.expect_reply(conn, dest, msg):
             return
-        self.enqueue(dest, msg, conn, conn.user)
+        self.enqueue(dest, msg, conn, tally)
         if self.match_index.n_eavesdrop:
             self.broadcast(msg, conn, dest)
 
+    def tally_of(self, conn: Connection, receiver: User) -> Tally:
+        """The tally of what the connection has waiting at this user's connections."""
+        tallies = conn.tallies
+        if tallies is None:
+            tallies = conn.tallies = {}
+        tally = tallies.get(receiver.index)
+        if tally is None:
+            tally = self.accounts.tally(conn.user, receiver, conn)
+            tallies[receiver.index] = tally
+            if receiver is conn.user:
+                conn.own_tally = tally
+        conn.tally = tally
+        return tally
+
     def expect_reply(self, conn: Connection, dest: Connection, msg: Message) -> bool:
-        if conn.n_calls >= self.max_replies:
+        if conn.n_calls >= self.max_replies or conn.user.replies >= self.max_replies * USER_OBJECTS:
             self.front.log(
                 "warning",
                 f'The maximum number of pending replies for "{conn.label}" has been reached '
@@ -293,7 +311,8 @@ class Router:
                     self.front.capture_denied(sender, conn, msg, RECEIVE_DENIED, policy)
                     continue
             queue = conn.queue
-            if queue.size > self.max_outgoing_bytes or queue.n_fds > self.max_outgoing_unix_fds:
+            tally = self.accounts.to_many(user, conn.user)
+            if not self.pool.admits(queue.size, queue.n_fds, tally, msg.size, msg.n_fds):
                 conn.dropped += 1
                 self.n_dropped += 1
                 self.front.dropped(sender, conn, msg)
@@ -301,7 +320,7 @@ class Router:
             if msg.fds is not None and not conn.accepts_fds:
                 self.front.unfit(sender, conn, msg)
                 continue
-            self.enqueue(conn, msg, sender, user)
+            self.enqueue(conn, msg, sender, tally)
 
     def emit(
         self, dest: Connection | None, wire: bytes, fds: Any = None, captured: bool = False
@@ -327,12 +346,13 @@ class Router:
                 return
         # A full queue swallows even the driver's word, as in dbus-daemon, but says so.
         queue = dest.queue
-        if queue.size > self.max_outgoing_bytes or queue.n_fds > self.max_outgoing_unix_fds:
+        tally = self.accounts.to_many(self.accounts.bus, dest.user)
+        if not self.pool.admits(queue.size, queue.n_fds, tally, msg.size, msg.n_fds):
             dest.dropped += 1
             self.n_dropped += 1
             self.front.dropped(None, dest, msg)
             return
-        self.enqueue(dest, msg, None, self.accounts.bus)
+        self.enqueue(dest, msg, None, tally)
 
     def post(self, dest: Connection, data: Buffer) -> None:
         """emit() of what the driver wrote into a buffer, one message without descriptors.
@@ -341,6 +361,7 @@ class Router:
         the driver writes is held against the parser by its tests."""
         size = data.end - data.head
         queue = dest.queue
+        tally = self.accounts.to_many(self.accounts.bus, dest.user)
         if (
             self.monitors
             or not (
@@ -349,8 +370,7 @@ class Router:
                 or (dest.receive_types >> data.p[data.head + 1]) & 1
             )
             or size >= 16384
-            or queue.size > self.max_outgoing_bytes
-            or queue.n_fds > self.max_outgoing_unix_fds
+            or not self.pool.admits(queue.size, queue.n_fds, tally, size, 0)
         ):
             self.emit(dest, take(data.p, data.head, size))
             return
@@ -361,7 +381,7 @@ class Router:
         msg.fields_end = 16 + load32(msg.p, 12, False)
         msg.body_off = (msg.fields_end + 7) & ~7
         msg.body_len = size - msg.body_off
-        self.enqueue(dest, msg, None, self.accounts.bus)
+        self.enqueue(dest, msg, None, tally)
 
     def heard(self) -> bool:
         """Whether a broadcast could reach anybody."""
@@ -374,9 +394,9 @@ class Router:
         self.broadcast(msg, None, None)
 
     def enqueue(
-        self, dest: Connection, msg: Message, sender: Connection | None, user: User
+        self, dest: Connection, msg: Message, sender: Connection | None, tally: Tally
     ) -> None:
-        """Puts `msg` on the receiver's queue, with the sender's name in it, charged to `user`."""
+        """Puts `msg` on the receiver's queue, with the sender's name in it, charged to `tally`."""
         queue = dest.queue
         field = None
         if sender is not None:
@@ -390,9 +410,9 @@ class Router:
             if self.head is None:
                 self.head = clean(msg)
             head = self.head
-            queue.push(msg, of_bytes(head), len(head), field, user.index)
+            queue.push(msg, of_bytes(head), len(head), field, tally)
         else:
-            queue.push(msg, msg.p, msg.fields_end, field, user.index)
+            queue.push(msg, msg.p, msg.fields_end, field, tally)
         if queue.size > dest.peak_size:
             dest.peak_size = queue.size
         if queue.n_fds > dest.peak_fds:
@@ -421,11 +441,12 @@ class Router:
     def capture(self, msg: Message, sender: Connection | None, dest: Connection | None) -> None:
         """Gives monitors their copy, at their own expense."""
         for conn in self.monitor_index.collect(msg, sender, dest):
-            if conn.queue.size > self.max_outgoing_bytes:
+            tally = self.accounts.to_many(conn.user, conn.user)
+            if not self.pool.admits(conn.queue.size, 0, tally, msg.size, 0):
                 conn.dropped += 1
                 self.n_dropped += 1
                 continue
-            self.enqueue(conn, msg, sender, conn.user)
+            self.enqueue(conn, msg, sender, tally)
 
     # Policy
 
@@ -454,7 +475,7 @@ class Router:
             if policy.log:
                 self.front.would_reject(conn, proposed, msg, policy, requested)
             return True
-        self.complain(conn, proposed, msg, ACCESS_DENIED, SEND_DENIED, policy.matched, requested)
+        self.complain(conn, proposed, msg, ACCESS_DENIED, SEND_DENIED, policy, requested)
         return False
 
     def may_receive(
@@ -475,7 +496,7 @@ class Router:
         policy = proposed.policy
         if policy.may_receive(self, msg, conn, addressed, proposed, requested):
             return True
-        self.complain(conn, proposed, msg, ACCESS_DENIED, RECEIVE_DENIED, policy.matched, requested)
+        self.complain(conn, proposed, msg, ACCESS_DENIED, RECEIVE_DENIED, policy, requested)
         return False
 
     def types_to(self, sender: Connection, receiver: Connection) -> int:
@@ -505,12 +526,14 @@ class Router:
         msg: Message,
         code: str,
         complaint: str,
-        matched: int,
+        policy: Any,
         requested: bool,
     ) -> None:
+        """Tells the sender, and the log; `policy` (None: it was not about one) has just decided."""
         self.n_denied += 1
+        matched = policy.matched if policy is not None else 0
         text = self.front.complaint(conn, proposed, msg, complaint, matched, requested)
-        self.front.log("security", text)
+        self.front.denied(text, policy)
         self.refuse(conn, msg, code, text)
 
     def refuse(self, conn: Connection, msg: Message, code: str, text: str) -> None:

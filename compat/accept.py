@@ -1,7 +1,8 @@
 """Acceptor: the listening sockets, and when not to listen.
 
 Invariant: a listener is watched, or it is in `resting` and something will wake it: a timer after
-the kernel ran out of something, the end of an unfinished connection after there were too many.
+the kernel ran out of something, the end of an unfinished connection after there were too many,
+or the moment when one of those has had its time.
 What goes wrong with one connection is told in the log and ends nothing else.
 """
 
@@ -10,9 +11,13 @@ from __future__ import annotations
 import errno
 import os
 import traceback
+from collections import Counter
 from typing import Any
 
 from .sysio import accept_one, close_socket
+
+# What a connection has to authenticate in while others have no room to; seconds.
+PATIENCE = 1.0
 
 # Pause when the kernel is out of something; seconds.
 BREATHER = 0.1
@@ -49,9 +54,11 @@ class Acceptor:
         readable, and whoever else has something to say comes first."""
         hub = self.hub
         if len(hub.incomplete) >= hub.bus.limits.max_incomplete_connections:
-            # Somebody must finish, or time out, before anybody else gets in.
-            self.rest(fd, 0.0)
-            return
+            wait = self.make_room()
+            if wait > 0:
+                # Somebody must finish, or have had his time, before anybody else gets in.
+                self.rest(fd, wait)
+                return
         got = accept_one(fd)
         if got < 0:
             if -got in _NOTHING_THERE:
@@ -68,14 +75,33 @@ class Acceptor:
             close_socket(got)
             hub.front.log("warning", "Failed to admit a connection: " + traceback.format_exc())
 
+    def make_room(self) -> float:
+        """There are as many unfinished connections as may be: ends the oldest of the user who has
+        most of them if it has had PATIENCE, so that nobody can keep all others out by saying
+        nothing. 0 if that made room, else the seconds until it will."""
+        hub = self.hub
+        counts = Counter(peer.creds.uid for peer in hub.incomplete)
+        if not counts:
+            return BREATHER
+        worst = counts.most_common(1)[0][0]
+        peer = next(peer for peer in hub.incomplete if peer.creds.uid == worst)
+        since = hub.incomplete[peer] - hub.bus.limits.auth_timeout / 1000
+        left: float = since + PATIENCE - hub.bus.clock()
+        if left > 0:
+            return left
+        hub.front.log(
+            "info", f"Connection {peer.label} (uid={worst}) did not authenticate while others wait"
+        )
+        hub.drop(peer)
+        return 0.0
+
     def rest(self, fd: int, seconds: float) -> None:
-        """Stops accepting for a while, or with 0 until an unfinished connection is gone."""
+        """Stops accepting for a while, or until an unfinished connection is gone."""
         if fd in self.resting:
             return
         self.resting.add(fd)
         self.hub.listen(fd, False)
-        if seconds:
-            self.loop.call_later(seconds, self.resume, fd)
+        self.loop.call_later(seconds, self.resume, fd)
 
     def resume(self, fd: int) -> None:
         if fd in self.resting and fd in self.listeners:

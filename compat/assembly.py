@@ -67,11 +67,14 @@ class BusContext:
     def connection_stats(self, conn: Connection) -> Mapping[str, int]:
         # The unique name counts, as in dbus-daemon.
         names = len(conn.names) + 1
+        tallies = list(conn.tallies.values()) if conn.tallies is not None else []
         return {
             "MatchRules": conn.n_rules,
             "PeakMatchRules": conn.peak_rules,
             "BusNames": names,
             "PeakBusNames": max(names, conn.peak_names + 1),
+            "IncomingBytes": sum(tally.bytes for tally in tallies),
+            "IncomingFDs": sum(tally.fds for tally in tallies),
             "OutgoingMessages": len(conn.queue),
             "OutgoingBytes": conn.queue.size,
             "OutgoingFDs": conn.queue.n_fds,
@@ -122,7 +125,7 @@ class ActivationContext:
         text = self.front.complaint(
             conn, None, msg, "Rejected send message", conn.policy.matched, False
         )
-        self.front.log("security", text)
+        self.front.denied(text, conn.policy)
         raise DBusError(ACCESS_DENIED, text)
 
     def reply(

@@ -217,7 +217,7 @@ class Front:
         text = self.complaint(
             None, dest, msg, "Rejected receive message", policy.matched, msg.reply_serial != 0
         )
-        self.log("security", text)
+        self.denied(text, policy)
         if self.bus.monitors:
             self.driver.capture_error(None, msg.serial, NAMES[ACCESS_DENIED], text)
 
@@ -229,9 +229,9 @@ class Front:
         policy: ClientPolicy,
         requested: bool,
     ) -> None:
-        self.log(
-            "security",
+        self.denied(
             self.complaint(conn, proposed, msg, "Would reject message", policy.matched, requested),
+            policy,
         )
 
     def dropped(self, sender: Connection | None, dest: Connection, msg: Message) -> None:
@@ -250,8 +250,18 @@ class Front:
             )
             self.driver.capture_error(sender, msg.serial, LIMITS_EXCEEDED, text)
 
+    def denied(self, text: str, policy: ClientPolicy | None) -> None:
+        """A refusal, for the log: dbus-daemon's sentence and the rule behind it."""
+        self.log("security", text if policy is None else f"{text} ({decided_by(policy)})")
+
     def log(self, severity: str, text: str) -> None:
         self.sink.log(severity, text)
+
+
+def decided_by(policy: ClientPolicy) -> str:
+    """Where the rule stands that made the policy's latest decision."""
+    rule = policy.rule
+    return f"rule: {rule.file}:{rule.line}" if rule is not None else "no rule allows it"
 
 
 def shown(value: bytes | None, unset: str = "(unset)") -> str:

@@ -14,12 +14,13 @@ from .auth cimport Auth
 from .front cimport Front
 from .gather cimport gather
 from .peer cimport Peer
+from .throttle cimport Throttle
 from .sysio cimport Intake, Outlet, Poller, close_socket, now, send_one, widen
 
 cdef Py_ssize_t RECEIVE
 cdef Py_ssize_t LARGE
 cdef Py_ssize_t KEEP
-cdef int _EAGAIN, _OPEN, _CLOSED, _WRITABLE
+cdef int _EAGAIN, _OPEN, _CLOSED, _WRITABLE, _HUNG_UP
 
 cdef class Hub:
     cdef readonly Bus bus
@@ -35,9 +36,11 @@ cdef class Hub:
     cdef readonly dict incomplete
     cdef readonly dict fd_waits
     cdef list loans
+    cdef list released
     cdef list foreign
     cdef public bint stirred
     cdef readonly Acceptor acceptor
+    cdef readonly Throttle throttle
     cdef object timer
     cdef object trimmer
     cdef double timer_at
@@ -62,7 +65,6 @@ cdef class Hub:
     cdef open(self, Peer peer)
     cdef read(self, Peer peer)
     cdef bint take_fds(self, Peer peer) except -1
-    cdef discard_fds(self, Peer peer)
     cdef await_message(self, Peer peer)
     cdef consume(self, Peer peer, Buffer buffer)
     @cython.locals(payload=Payload)

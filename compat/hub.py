@@ -34,7 +34,8 @@ from .creds import Credentials
 from .front import Front
 from .loop import BusLoop
 from .peer import CLOSED, OPEN, Peer
-from .sysio import WRITABLE, Intake, Outlet, Poller, close_socket
+from .sysio import HUNG_UP, WRITABLE, Intake, Outlet, Poller, close_socket
+from .throttle import Throttle
 
 if not cython.compiled:
     from jitney.broker.mem import copy, of_bytes, pooled, take, trim, view
@@ -57,7 +58,7 @@ KEEP = 262144
 
 # Copies that are C integers when compiled.
 _EAGAIN = errno.EAGAIN
-_OPEN, _CLOSED, _WRITABLE = OPEN, CLOSED, WRITABLE
+_OPEN, _CLOSED, _WRITABLE, _HUNG_UP = OPEN, CLOSED, WRITABLE, HUNG_UP
 _SHORT = frozenset({errno.ENOBUFS, errno.ENOMEM})
 
 
@@ -78,7 +79,9 @@ class Hub:
         self.incomplete: dict[Peer, float] = {}
         self.fd_waits: dict[Peer, float] = {}
         self.loans: list[Payload] = []
+        self.released = bus.accounts.released
         self.acceptor = Acceptor(self)
+        self.throttle = Throttle(bus.accounts)
         self.foreign: list[tuple[int, int]] = []
         self.stirred = False
         self.timer: Any = None
@@ -95,6 +98,7 @@ class Hub:
         limits = self.bus.limits
         self.max_message = min(limits.max_message_size, MAX_MESSAGE)
         self.max_message_fds = limits.max_message_unix_fds
+        self.throttle.set_limits(limits)
 
     # Life
 
@@ -262,6 +266,9 @@ class Hub:
                     continue
             try:
                 if peer.state == _OPEN:
+                    if self.throttle.must_wait(peer) and not events & _HUNG_UP:
+                        self.throttle.hold(peer, poller)
+                        continue
                     self.read(peer)
                 else:
                     self.read_auth(peer)
@@ -300,7 +307,7 @@ class Hub:
             self.open(peer)
         else:
             # Only what comes behind BEGIN can belong to a message.
-            self.discard_fds(peer)
+            peer.discard_fds()
 
     def say(self, peer: Peer, reply: bytes) -> bool:
         # An empty socket takes a few hundred bytes; one that does not is not worth waiting for.
@@ -321,7 +328,7 @@ class Hub:
         peer.with_fds = auth.unix_fds
         peer.state = _OPEN
         if not peer.with_fds:
-            self.discard_fds(peer)
+            peer.discard_fds()
         leftover = auth.leftover
         if leftover:
             buffer = self.buffer
@@ -392,13 +399,6 @@ class Hub:
             self.drop(peer)
             return False
         return True
-
-    def discard_fds(self, peer: Peer) -> None:
-        """Closes the descriptors that no message has claimed."""
-        if peer.fds_in:
-            # The set closes them when it goes, that is at once.
-            FdSet(peer.fds_in)
-            peer.fds_in = []
 
     def await_message(self, peer: Peer) -> None:
         """Some descriptors are left when all that has come was routed."""
@@ -495,6 +495,8 @@ class Hub:
         if self.trimmer is None and pooled() > KEEP:
             self.trimmer = self.loop.call_later(UNUSED, self.tidy)
         dirty.clear()
+        if self.released:
+            self.throttle.release(self.poller)
         bus.flushing = False
 
     def send(self, peer: Peer) -> None:
@@ -536,7 +538,7 @@ class Hub:
                 widen(peer.fd)
         if peer.blocked:
             peer.blocked = False
-            self.poller.modify(peer.fd, True, False)
+            peer.watch(self.poller, False)
 
     def unsent(self, peer: Peer, code: int) -> None:
         """A send failed with this errno, not for want of room."""
@@ -545,7 +547,7 @@ class Hub:
             if not peer.blocked:
                 self.front.log("warning", "Failed to send: out of memory in the kernel")
             peer.blocked = True
-            self.poller.modify(peer.fd, True, False)
+            peer.watch(self.poller, False)
             self.loop.call_later(BREATHER, self.retry, peer)
         elif code == errno.ETOOMANYREFS:
             # Descriptors nested too deep for the kernel: this message cannot be sent at all.
@@ -559,13 +561,13 @@ class Hub:
 
     def retry(self, peer: Peer) -> None:
         if peer.state == _OPEN:
-            self.poller.modify(peer.fd, True, True)
+            peer.watch(self.poller, True)
 
     def block(self, peer: Peer) -> None:
         """The socket is full: wait for it to be writable."""
         if not peer.blocked:
             peer.blocked = True
-            self.poller.modify(peer.fd, True, True)
+            peer.watch(self.poller, True)
 
     # The end
 
@@ -580,7 +582,7 @@ class Hub:
         peer.auth = None
         peer.partial = None
         self.fd_waits.pop(peer, None)
-        self.discard_fds(peer)
+        peer.discard_fds()
         conn = peer.conn
         if conn is not None:
             try:

@@ -3,6 +3,7 @@ from jitney.broker.connection cimport Connection
 from jitney.broker.mem cimport Buffer
 
 from .auth cimport Auth
+from .sysio cimport Poller
 
 cdef class Peer:
     cdef readonly int fd
@@ -17,4 +18,8 @@ cdef class Peer:
     cdef bint with_fds
     cdef readonly bint blocked
     cdef bint wide
+    cdef readonly bint held
     cdef Py_ssize_t wanted
+
+    cdef discard_fds(self)
+    cdef watch(self, Poller poller, bint writable)

@@ -2,7 +2,8 @@
 
 Invariant: `state` only moves forward: AUTHENTICATING, OPEN, CLOSED. While AUTHENTICATING
 there is an `auth` and no `conn`; from OPEN on there is a `conn` whose `transport` this is.
-Descriptors in `fds_in` have arrived and no message has claimed them yet.
+`held`: it is not read from, see `throttle`. Descriptors in `fds_in` have arrived and no message
+has claimed them yet.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ from __future__ import annotations
 from typing import Any
 
 from jitney.broker.connection import Connection
+from jitney.broker.fds import FdSet
 from jitney.broker.mem import Buffer
 
 from .auth import Auth
+from .sysio import Poller
 
 AUTHENTICATING, OPEN, CLOSED = 0, 1, 2
 
@@ -33,7 +36,20 @@ class Peer:
         self.with_fds = False
         self.blocked = False
         self.wide = False
+        self.held = False
         self.wanted = 0
+
+    def watch(self, poller: Poller, writable: bool) -> None:
+        """Has the poller tell when there is something to read, unless the peer is held, and, with
+        `writable`, when there is room to write."""
+        poller.modify(self.fd, not self.held, writable)
+
+    def discard_fds(self) -> None:
+        """Closes the descriptors that no message has claimed."""
+        if self.fds_in:
+            # The set closes them when it goes, that is at once.
+            FdSet(self.fds_in)
+            self.fds_in = []
 
     @property
     def label(self) -> str:

@@ -21,6 +21,7 @@ MAX_VECTORS = 64
 WIDE = 1 << 20  # cut by the kernel to its net.core.wmem_max
 READABLE = select.EPOLLIN
 WRITABLE = select.EPOLLOUT
+HUNG_UP = select.EPOLLHUP | select.EPOLLERR
 
 _LONGEST = 1024  # all that socket.getsockopt() is willing to fetch
 

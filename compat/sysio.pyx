@@ -61,7 +61,7 @@ cdef extern from "sys/epoll.h":
     int epoll_ctl(int epfd, int op, int fd, epoll_event* event) nogil
     int epoll_wait(int epfd, epoll_event* events, int n, int timeout) nogil
     int EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLL_CTL_DEL
-    int EPOLLIN, EPOLLOUT
+    int EPOLLIN, EPOLLOUT, EPOLLHUP, EPOLLERR
 
 # SCM_MAX_FD: the kernel passes no more in one message.
 cdef enum:
@@ -78,6 +78,7 @@ cdef int64_t now() noexcept:
 
 READABLE = EPOLLIN
 WRITABLE = EPOLLOUT
+HUNG_UP = EPOLLHUP | EPOLLERR
 
 
 def attach(sock):

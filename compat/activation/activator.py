@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from jitney.broker.connection import ACTIVE
+from jitney.broker.limits import KEPT_BYTES, USER_SHARE
 
 from .. import errors
 from ..errors import DBusError
@@ -245,14 +246,18 @@ class Activator:
     def _check_room(self, conn: Any, msg: Any, name: bytes) -> None:
         """Raises DBusError(LimitsExceeded) where no further message may wait.
 
-        dbus-daemon limits their number, and stops reading from a connection of which it holds
-        max_incoming_bytes or max_incoming_unix_fds; here such a connection's further messages to
-        services that are still starting are refused.
+        dbus-daemon limits their number; behind that limit we keep a reserve for users who have few
+        of them, as everywhere (see jitney.broker.accounting). It also stops reading from a
+        connection of which it holds max_incoming_bytes or max_incoming_unix_fds; here such a
+        connection's further messages to services that are still starting are refused, because it
+        may have other things to do than to wait for a service that never comes.
         """
         limits = self.bus.limits
         shown = name.decode(errors="replace")
         limit = limits.max_pending_service_starts
-        if self.book.total.messages >= limit:
+        total = self.book.total.messages
+        left = limit + limit // 2 - total - 1
+        if total >= limit and (conn is None or self.book.held_of_user(conn).messages + 1 > left):
             raise DBusError(
                 errors.LIMITS_EXCEEDED,
                 "The maximum number of pending activations has been reached, "
@@ -261,7 +266,10 @@ class Activator:
         if conn is None:
             return
         held = self.book.held_of(conn)
-        if held.n_bytes > limits.max_incoming_bytes:
+        if (
+            held.n_bytes > limits.max_incoming_bytes
+            or self.book.held_of_user(conn).n_bytes > KEPT_BYTES * USER_SHARE
+        ):
             what, limit = "bytes", limits.max_incoming_bytes
         elif msg.fds is not None and held.n_fds + len(msg.fds) > limits.max_incoming_unix_fds:
             what, limit = "unix_fds", limits.max_incoming_unix_fds

@@ -1,7 +1,8 @@
 """Who waits for which name: the plain data of activations under way.
 
 Invariant: `Waiting` entries are counted in exactly one `Pending` and, where they have a caller, in
-exactly one `Held`; all numbers go back to zero with the last entry.
+exactly one `Held` of its connection and one of its user; all numbers go back to zero with the last
+entry.
 """
 
 from __future__ import annotations
@@ -79,13 +80,15 @@ class Pending:
 class Book:
     """All activations under way.
 
-    `names`: name -> Pending; `callers`: id of a connection -> what is kept of its messages;
-    `total`: all entries, which max_pending_service_starts limits.
+    `names`: name -> Pending; `callers`: id of a connection -> what is kept of its messages, `users`
+    the same for all connections of a user; `total`: all entries, which max_pending_service_starts
+    limits.
     """
 
     def __init__(self) -> None:
         self.names: dict[bytes, Pending] = {}
         self.callers: dict[int, Held] = {}
+        self.users: dict[Any, Held] = {}
         self.total = Held()
 
     def add(self, pending: Pending, entry: Waiting) -> None:
@@ -96,10 +99,15 @@ class Book:
         self.total.add(entry)
         if entry.conn is not None:
             self.callers.setdefault(entry.conn.id, Held()).add(entry)
+            self.users.setdefault(entry.conn.user, Held()).add(entry)
 
     def held_of(self, conn: Any) -> Held:
         """What is kept of the connection's messages; not to be changed."""
         return self.callers.get(conn.id) or Held()
+
+    def held_of_user(self, conn: Any) -> Held:
+        """The same for all connections of the connection's user."""
+        return self.users.get(conn.user) or Held()
 
     def take(self, pending: Pending) -> list[Waiting]:
         """Ends an activation: forgets it and returns its entries, oldest first."""
@@ -135,7 +143,12 @@ class Book:
         pending.held.add(entry, -1)
         self.total.add(entry, -1)
         if entry.conn is not None:
-            held = self.callers[entry.conn.id]
-            held.add(entry, -1)
-            if not held.messages:
-                del self.callers[entry.conn.id]
+            _less(self.callers, entry.conn.id, entry)
+            _less(self.users, entry.conn.user, entry)
+
+
+def _less(kept: dict[Any, Held], key: Any, entry: Waiting) -> None:
+    held = kept[key]
+    held.add(entry, -1)
+    if not held.messages:
+        del kept[key]

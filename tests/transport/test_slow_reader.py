@@ -12,51 +12,11 @@ import threading
 
 import buses
 import pytest
+from floods import CHUNK, body, flood, floods, memory
 from rawclient import RawClient, Received
 
 LIMIT = 4_000_000
 EXTRA = f'<limit name="max_outgoing_bytes">{LIMIT}</limit>'
-CHUNK = 100_000
-
-
-def memory(pid: int, what: str = "VmRSS") -> int:
-    """Bytes."""
-    with open(f"/proc/{pid}/status") as lines:
-        for line in lines:
-            if line.startswith(what + ":"):
-                return int(line.split()[1]) * 1024
-    raise ValueError(what)
-
-
-def body(number: int) -> bytes:
-    return number.to_bytes(4, "little") + bytes(CHUNK)
-
-
-def flood(client: RawClient, dest: str | None, count: int) -> None:
-    """Calls (dest None: signals) numbered from 0, the number leading the body."""
-    for number in range(count):
-        client.message(
-            1 if dest else 4,
-            destination=dest.encode() if dest else None,
-            path=b"/",
-            interface=b"flood.Test",
-            member=b"M",
-            signature="ay",
-            values=[body(number)],
-            flags=1,
-        )
-
-
-def floods(client: RawClient, upto: int) -> list[int]:
-    """Numbers of what arrives from a flood until number `upto` is there."""
-    found: list[int] = []
-    while not found or found[-1] != upto:
-        message = client.receive()
-        assert message is not None
-        if message.member == "M":
-            assert len(message.body[0]) == CHUNK + 4
-            found.append(int.from_bytes(message.body[0][:4], "little"))
-    return found
 
 
 def test_unicasts_to_a_stopped_reader() -> None:

@@ -32,6 +32,7 @@ A = b"org.example.A"
 class Conn:
     id: int
     state: int = ACTIVE
+    user: str = "somebody"
 
     @property
     def unique_name(self) -> bytes:
@@ -497,6 +498,18 @@ async def test_a_thousand_callers(world: World) -> None:
     )
     with pytest.raises(DBusError, match="max_pending_service_starts=1000"):
         world.activator.start_service(late, call(b"org.example.B"), b"org.example.B")
+    # Another user, who has none of them, still gets in; and leaves room for the next.
+    other = [Conn(2000 + number, user="another") for number in range(251)]
+    for conn in other[:250]:
+        assert world.activate(conn, call(serial=conn.id, body="x"), A)
+    assert len(world.bus.sent) == 1
+    assert world.activate(other[250], call(serial=1), A)
+    assert world.outcome()[0] == ["LimitsExceeded"] * 2
+    third = Conn(3000, user="a third")
+    assert world.activate(third, call(serial=1), A)
+    assert len(world.bus.sent) == 2
+    for conn in [*other, third]:
+        world.activator.connection_gone(conn)
     book = world.activator.book
     assert book.total.messages == 1000
     assert book.total.n_bytes == book.names[A].held.n_bytes > 100_000

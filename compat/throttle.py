@@ -1,0 +1,66 @@
+# cython: infer_types=True
+"""Throttle: who must wait with the next message until those before have gone out.
+
+Invariant: a peer is `held` if and only if its connection's own tally is marked so or about to be
+looked at in `released`; a held peer is not read from, but for its end. A sender is held on account
+of what it has waiting at connections of its own user, max_incoming_bytes or max_incoming_unix_fds
+of it, as dbus-daemon(1) has it. What it says to other users is limited by their queues alone:
+somebody else's client that does not read must not silence a service.
+"""
+
+from __future__ import annotations
+
+from jitney.broker.accounting import Accounts, Tally
+from jitney.broker.limits import Limits
+
+from .peer import OPEN, Peer
+from .sysio import Poller
+
+_OPEN = OPEN
+
+
+class Throttle:
+    """The held peers of one hub."""
+
+    def __init__(self, accounts: Accounts) -> None:
+        self.accounts = accounts
+        self.max_bytes = 0
+        self.max_fds = 0
+
+    def set_limits(self, limits: Limits) -> None:
+        """Takes new limits; who is held is looked at again when something of his is sent."""
+        self.max_bytes = limits.max_incoming_bytes
+        self.max_fds = limits.max_incoming_unix_fds
+
+    def over(self, tally: Tally) -> bool:
+        if tally.bytes == 0:
+            return False
+        return tally.bytes >= self.max_bytes or (tally.fds > 0 and tally.fds >= self.max_fds)
+
+    def must_wait(self, peer: Peer) -> bool:
+        """Whether the peer has too much waiting to be read from."""
+        tally = peer.conn.own_tally
+        return tally is not None and self.over(tally)
+
+    def hold(self, peer: Peer, poller: Poller) -> None:
+        """Stops reading from a peer that `must_wait()`."""
+        peer.held = True
+        peer.conn.own_tally.held = True
+        peer.watch(poller, peer.blocked)
+
+    def release(self, poller: Poller) -> None:
+        """Something was sent: whoever has waited long enough is read from again."""
+        released = self.accounts.released
+        for tally in released:
+            owner = tally.owner
+            if owner is None:
+                continue
+            peer = owner.transport
+            if peer is None or peer.state != _OPEN:
+                continue
+            if self.over(tally):
+                tally.held = True
+            else:
+                peer.held = False
+                peer.watch(poller, peer.blocked)
+        released.clear()
