@@ -42,7 +42,7 @@ cdef class Queue:
     @cython.locals(payload=Payload, tail=Buffer, fds=FdSet)
     cdef Py_ssize_t push(self, Message msg, const uint8_t* head, Py_ssize_t head_len, bytes field, Tally tally) except -1
     cdef void seal(self)
-    @cython.locals(tail=Buffer)
+    @cython.locals(tail=Buffer, tally=int64_t, size=Py_ssize_t, fds=Py_ssize_t)
     cpdef void sent(self, Py_ssize_t n)
     @cython.locals(segment=Segment)
     cdef Py_ssize_t drop_segments(self, Py_ssize_t n)

@@ -166,16 +166,26 @@ class Queue:
         self.size -= n
         charges = self.charges
         left = n
+        # Messages of one sender in a row are discharged together.
+        tally = -1
+        size = fds = 0
         while left > 0:
             rest = charges.take_left(left)
             if rest < 0:
                 break
             left = rest
-            self.n_fds -= charges.front_fds()
-            self.accounts.discharge(
-                charges.front_tally(), charges.front_size(), charges.front_fds()
-            )
+            if charges.front_tally() != tally:
+                if tally >= 0:
+                    self.n_fds -= fds
+                    self.accounts.discharge(tally, size, fds)
+                tally = charges.front_tally()
+                size = fds = 0
+            size += charges.front_size()
+            fds += charges.front_fds()
             charges.pop()
+        if tally >= 0:
+            self.n_fds -= fds
+            self.accounts.discharge(tally, size, fds)
         if self.segments:
             n = self.drop_segments(n)
         if n:
