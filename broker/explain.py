@@ -114,7 +114,7 @@ def explain_send(
 ) -> Decision:
     """`ClientPolicy.may_send()`: the blocks are the sender's."""
     facts = Facts(msg, requested_reply)
-    return _decide(_messages(blocks, True), lambda rule: rule.fits_send(facts, receiver))
+    return _decide_message(blocks, True, lambda rule: rule.fits_send(facts, receiver))
 
 
 def explain_receive(
@@ -127,25 +127,34 @@ def explain_receive(
     """`ClientPolicy.may_receive()`: the blocks are the receiver's. Who gets what was sent to
     another one is eavesdropping."""
     facts = Facts(msg, requested_reply)
-    return _decide(
-        _messages(blocks, False), lambda rule: rule.fits_receive(facts, sender, eavesdropping)
+    return _decide_message(
+        blocks, False, lambda rule: rule.fits_receive(facts, sender, eavesdropping)
     )
 
 
 def explain_own(blocks: Blocks, name: bytes) -> Decision:
     """`ClientPolicy.may_own()`."""
-    rules = [placed for placed in _all(blocks) if isinstance(placed.rule, OwnRule)]
-    return _decide(rules, lambda rule: rule.fits(name))
+    return _decision(
+        [
+            Placed(scope, id, rule)
+            for scope, id, rules in blocks
+            for rule in rules
+            if isinstance(rule, OwnRule) and rule.fits(name)
+        ]
+    )
 
 
 def explain_connect(blocks: Blocks, uid: int, gids: Sequence[int] | None, bus_uid: int) -> Decision:
     """`PolicySet.may_connect()`: the blocks are those of `connect_blocks()`."""
     if gids is None:
         return Decision(False)
-    decision = _decide(_all(blocks), lambda rule: rule.fits(uid, gids))
-    if decision.decider is None:
-        return Decision(uid == bus_uid)
-    return decision
+    fitting = [
+        Placed(scope, id, rule)
+        for scope, id, rules in blocks
+        for rule in rules
+        if rule.fits(uid, gids)
+    ]
+    return _decision(fitting) if fitting else Decision(uid == bus_uid)
 
 
 def connect_blocks(policies: PolicySet) -> Blocks:
@@ -156,30 +165,28 @@ def connect_blocks(policies: PolicySet) -> Blocks:
     ]
 
 
-def _all(blocks: Blocks) -> list[Placed]:
-    return [Placed(scope, id, rule) for scope, id, rules in blocks for rule in rules]
-
-
-def _messages(blocks: Blocks, send: bool) -> list[Placed]:
-    return [
-        placed
-        for placed in _all(blocks)
-        if isinstance(placed.rule, MessageRule) and placed.rule.send == send
-    ]
-
-
-def _decide(rules: Sequence[Placed], fits: Callable[[Any], bool]) -> Decision:
-    start = 0
+def _decide_message(blocks: Blocks, send: bool, fits: Callable[[Any], bool]) -> Decision:
+    wiped: list[Placed] = []
+    fitting: list[Placed] = []
     blanket = None
-    for i, placed in enumerate(rules):
-        if isinstance(placed.rule, MessageRule) and placed.rule.blanket:
-            start, blanket = i, placed
-    wiped = tuple(placed for placed in rules[:start] if fits(placed.rule))
-    fitting = [placed for placed in rules[start:] if fits(placed.rule)]
+    # A policy may be long, and the bus waits meanwhile: one walk, nothing made of what fits not.
+    for scope, id, rules in blocks:
+        for rule in rules:
+            if not isinstance(rule, MessageRule) or rule.send != send:
+                continue
+            if rule.blanket:
+                blanket = Placed(scope, id, rule)
+                wiped += fitting
+                fitting.clear()
+            if fits(rule):
+                fitting.append(Placed(scope, id, rule))
+    return _decision(fitting)._replace(wiped=tuple(wiped), blanket=blanket)
+
+
+def _decision(fitting: Sequence[Placed]) -> Decision:
     if not fitting:
-        return Decision(False, None, (), wiped, blanket)
-    decider = fitting[-1]
-    return Decision(decider.rule.allow, decider, tuple(fitting[:-1]), wiped, blanket)
+        return Decision(False)
+    return Decision(fitting[-1].rule.allow, fitting[-1], tuple(fitting[:-1]))
 
 
 # What would help
@@ -198,12 +205,10 @@ def remedy(
     # Anybody who is no user has only the policies for all.
     first = ("user", "console", "no_console") if "user" in scopes else ("default",)
     for wanted in (*first, "mandatory"):
-        for place, (scope, id, rules) in enumerate(blocks):
+        for place, (scope, id, _) in enumerate(blocks, 1):
             if scope != wanted:
                 continue
-            tried = [*blocks]
-            tried[place] = (scope, id, [*rules, rule])
-            if ask(tried).allowed:
+            if ask([*blocks[:place], (scope, id, [rule]), *blocks[place:]]).allowed:
                 obstacle = denied.decider or denied.blanket
                 if obstacle is not None and (obstacle.scope, obstacle.id) != (scope, id):
                     obstacle = None

@@ -29,7 +29,8 @@ TAGS = {
     "destination; a send_destination_prefix, which lintian does not know, is one here",
     "dbus-session-service-wrong-name": "lintian: a service file not named after its service",
     "dbus-system-service-wrong-name": "lintian: the same for the system bus",
-    "dbus-policy-allow-receive": "rpmlint: an allow with receive_sender or receive_interface",
+    "dbus-policy-allow-receive": "rpmlint: an allow with receive_sender or receive_interface; here "
+    "only in files that deny no receiving",
     "dbus-policy-allow-wildcard": "rpmlint: an allow with a send_ attribute, send_member aside, "
     "that is or has a *",
     "dbus-policy-allow-without-destination": "rpmlint: an allow with send_interface, send_member "
@@ -147,13 +148,18 @@ def _lintian(file: WrittenFile) -> Iterator[Finding]:
         if rule.element == "allow" and interface == _PROPERTIES:
             yield _lint(
                 file, rule.line, "dbus-policy-excessively-broad",
-                f"{rule} opens all services on the bus",
+                f"{rule} is narrowed neither to a service nor to an interface of its own",
             )  # fmt: skip
 
 
 def _rpmlint(file: WrittenFile) -> Iterator[Finding]:
     sending = False
     owning = None
+    # Then an exception from it has its use.
+    denies_receiving = any(
+        rule.element == "deny" and any(name.startswith("receive_") for name in rule.attributes)
+        for rule in file.rules
+    )
     for rule in file.rules:
         given = rule.attributes
         if rule.element == "deny":
@@ -171,16 +177,20 @@ def _rpmlint(file: WrittenFile) -> Iterator[Finding]:
                 file, rule.line, "dbus-policy-allow-without-destination",
                 f"{rule} allows messages to other services, too",
             )  # fmt: skip
-        if "receive_sender" in given or "receive_interface" in given:
+        receives = "receive_sender" in given or "receive_interface" in given
+        if receives and not denies_receiving:
             yield _lint(
                 file, rule.line, "dbus-policy-allow-receive",
-                f"{rule} is not needed: receiving is allowed by default",
+                f"{rule} is not needed: system.conf allows receiving, unless some file denies it",
             )  # fmt: skip
         for name, value in given.items():
             if name.startswith("send_") and name != "send_member" and "*" in value:
+                what = "concerns the whole bus, not one service"
+                if value != ANY:
+                    what = 'is no pattern: only a "*" alone means any'
                 yield _lint(
                     file, rule.line, "dbus-policy-allow-wildcard",
-                    f'{rule}: {name}="{value}" concerns the whole bus, not one service',
+                    f'{rule}: {name}="{value}" {what}',
                 )  # fmt: skip
         if owning is None and ("own" in given or "own_prefix" in given):
             owning = rule

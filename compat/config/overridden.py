@@ -94,7 +94,7 @@ def _overrides(later: Any, rule: Any) -> bool:
 def _key(rule: Any) -> Any:
     if isinstance(rule, MessageRule):
         peer = rule.peer if rule.prefix is None else _PREFIX
-        return "message", rule.send, peer, rule.interface
+        return "message", rule.send, peer, rule.interface, rule.member
     if isinstance(rule, OwnRule):
         return "own", rule.prefix, None if rule.prefix else rule.name
     return "connect", rule.group, rule.id, rule.name if rule.id == UNKNOWN else b""
@@ -109,9 +109,12 @@ _NO_REPLIES = (0, 1, 4)
 def _keys(rule: Any) -> list[Any]:
     """The keys of all rules that can cover this one."""
     if isinstance(rule, MessageRule):
-        peers = {rule.peer, None, _PREFIX}
-        interfaces = {rule.interface, None}
-        return [("message", rule.send, peer, name) for peer in peers for name in interfaces]
+        return [
+            ("message", rule.send, peer, interface, member)
+            for peer in {rule.peer, None, _PREFIX}
+            for interface in {rule.interface, None}
+            for member in {rule.member, None}
+        ]
     if isinstance(rule, OwnRule):
         return [("own", False, rule.name), ("own", False, None), ("own", True, None)]
     mine = _key(rule)

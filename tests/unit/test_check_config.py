@@ -105,6 +105,12 @@ def test_root_may_send_without_destination(tmp_path: Path) -> None:
     assert found(tmp_path, body) == [(3, "dbus-policy-allow-without-destination")]
 
 
+def test_receiving_that_is_denied_may_be_allowed(tmp_path: Path) -> None:
+    body = default('<deny receive_sender="a.b" receive_type="signal"/>')
+    body += '<policy user="root"><allow receive_sender="a.b"/></policy>'
+    assert found(tmp_path, body) == []
+
+
 def test_at_console(tmp_path: Path) -> None:
     body = '<policy at_console="true">\n<allow send_destination="a.b"/></policy>'
     assert found(tmp_path, body) == [(2, "dbus-policy-at-console")]

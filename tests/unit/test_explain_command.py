@@ -153,7 +153,7 @@ def test_what_is_not_said_is_of_no_matter(ask: Any) -> None:
     status, lines = ask(*A, "--receiver-user", ME)
     assert status == 0
     assert lines[0] == "allowed: method_call of com.example.I to com.example.A"
-    assert lines[-1] == "note: no path and member was given: rules that name one do not count"
+    assert lines[-1] == "note: no path and no member was given: rules that name one do not count"
     status, lines = ask(*A, "--receiver-user", ME, "--type", "method_return", "--unrequested")
     assert not [line for line in lines if line.startswith("note")]
     assert ask(*A, "--receiver-user", ME, "--path", "/", "--member", "On")[1][-1][:4] != "note"
