@@ -160,7 +160,7 @@ def account_of_message(
         found["receive"] = account_of(denied, _remedy(receiver.blocks, denied, rule, ask))
     if left_out:
         found["notes"].append(
-            f"no {' and '.join(missing)} was given: rules that name one do not count"
+            f"no {' and no '.join(missing)} was given: rules that name one do not count"
         )
     found["allowed"] = all(found[half] is None or found[half]["allowed"] for half in HALVES)
     return found

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from jitney.compat import explain, wording
+from jitney.compat.client import NoBus, standard_address
 from jitney.compat.config.render import policy_xml, scope_text
 
 ME = pwd.getpwuid(os.getuid()).pw_name
@@ -241,6 +242,24 @@ def test_no_bus(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "No such file or directory" in capsys.readouterr().err
     assert explain.main(["--address", "tcp:host=localhost,port=1", *A]) == 2
     assert explain.main(["--address", "nonsense", *A]) == 2
+
+
+def test_where_the_buses_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DBUS_SYSTEM_BUS_ADDRESS", "DBUS_SESSION_BUS_ADDRESS", "XDG_RUNTIME_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    assert standard_address("system") == "unix:path=/run/dbus/system_bus_socket"
+    with pytest.raises(NoBus, match="there is no session bus"):
+        standard_address("session")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    with pytest.raises(NoBus):
+        standard_address("session")
+    (tmp_path / "bus").touch()
+    assert standard_address("session") == f"unix:path={tmp_path}/bus"
+    monkeypatch.setenv("DBUS_SESSION_BUS_ADDRESS", "unix:path=/x")
+    monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/y")
+    assert (standard_address("session"), standard_address("system")) == (
+        "unix:path=/x", "unix:path=/y",
+    )  # fmt: skip
 
 
 def test_words_for_scopes() -> None:
