@@ -7,6 +7,7 @@ cdef class ClientPolicy:
     cdef readonly bint send_open, receive_open, receive_open_direct, own_open, log
     cdef readonly int send_types, receive_types, matched
     cdef readonly object rule
+    cdef public tuple key
     cdef readonly long number
 
     cpdef bint may_send(self, object bus, object msg, object receiver, bint requested_reply) except -1

@@ -22,7 +22,16 @@ import itertools
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .policy_rules import UNKNOWN, ConnectRule, Facts, MessageRule, OwnRule, holds, holds_below
+from .policy_rules import (
+    ANYBODY,
+    UNKNOWN,
+    ConnectRule,
+    Facts,
+    MessageRule,
+    OwnRule,
+    holds,
+    holds_below,
+)
 
 if TYPE_CHECKING:
     from .policy_rules import Connection, Message
@@ -166,6 +175,8 @@ class ClientPolicy:
         self.matched = 0
         self.log = False
         self.rule: MessageRule | OwnRule | None = None
+        # For whom it is, as `PolicySet.key()` has it; None if it belongs to no set.
+        self.key: tuple[int, tuple[int, ...], bool] | None = None
 
     def may_send(
         self, bus: object, msg: Message, receiver: Connection | None, requested_reply: bool
@@ -391,19 +402,40 @@ class PolicySet:
         Group rules apply in ascending order of gids, as dbus-daemon sorts them. Clients for whom
         the same rules hold share one object, so its `rule`, `matched` and `log` must be read before
         the next decision."""
-        groups = tuple([gid for gid in sorted(set(gids)) if gid in self.by_gid])
-        console = at_console and uid != NO_UID
-        # All users without rules of their own are one and the same here; NO_UID has no console.
-        key = (uid if uid in self.by_uid or uid == NO_UID else UNKNOWN, groups, console)
+        key = self.key(uid, gids, at_console)
         policy = self.clients.get(key)
         if policy is None:
-            rules = list(self.default)
-            for gid in groups:
-                rules += self.by_gid[gid]
-            if uid != NO_UID:
-                rules += self.by_uid.get(uid, [])
-                rules += self.console if console else self.no_console
-            rules += self.mandatory
+            rules: list[MessageRule | OwnRule] = []
+            for _scope, _id, some in self.blocks(key):
+                rules += some
             policy = ClientPolicy(rules)
+            policy.key = key
             self.clients[key] = policy
         return policy
+
+    def key(
+        self, uid: int, gids: Sequence[int], at_console: bool
+    ) -> tuple[int, tuple[int, ...], bool]:
+        """What of a client makes a difference to the rules that hold for it."""
+        groups = tuple([gid for gid in sorted(set(gids)) if gid in self.by_gid])
+        # All users without rules of their own are one and the same here; NO_UID has no console.
+        who = uid if uid in self.by_uid or uid == NO_UID else UNKNOWN
+        return who, groups, at_console and uid != NO_UID
+
+    def blocks(
+        self, key: tuple[int, tuple[int, ...], bool]
+    ) -> list[tuple[str, int, list[MessageRule | OwnRule]]]:
+        """The rules that hold for clients of this `key()`, by scope and id, in the order in which
+        they apply. Nothing is copied: the lists are the set's own."""
+        uid, groups, console = key
+        found = [("default", ANYBODY, self.default)]
+        for gid in groups:
+            found.append(("group", gid, self.by_gid[gid]))
+        if uid != NO_UID:
+            found.append(("user", uid, self.by_uid.get(uid, [])))
+            if console:
+                found.append(("console", ANYBODY, self.console))
+            else:
+                found.append(("no_console", ANYBODY, self.no_console))
+        found.append(("mandatory", ANYBODY, self.mandatory))
+        return found

@@ -120,7 +120,7 @@ def _read(
     elif word == "--nopidfile":
         options.write_pidfile = False
     elif word in ("--system", "--session"):
-        _set(values, "config-file", _standard_config(word[2:]), word[2:])
+        _set(values, "config-file", standard_config(word[2:]), word[2:])
     else:
         _read_value(word, previous, values, wanted)
 
@@ -161,7 +161,7 @@ def _microseconds(text: str) -> int:
     raise Exit(1, err=f'Invalid number of microseconds: "{text}"\n')
 
 
-def _standard_config(bus: str) -> str:
+def standard_config(bus: str) -> str:
     """The configuration file of the session or the system bus.
 
     Where D-Bus is not installed, a session bus takes the file we bring along.

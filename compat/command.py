@@ -9,7 +9,11 @@ import importlib
 import sys
 from collections.abc import Callable, Sequence
 
-SUBCOMMANDS = {"bench": ("jitney.bench.cli", "measure D-Bus brokers side by side")}
+SUBCOMMANDS = {
+    "explain": ("jitney.compat.explain", "which rule of the policy allows or denies something"),
+    "check-config": ("jitney.compat.check_config", "find mistakes in configuration files"),
+    "bench": ("jitney.bench.cli", "measure D-Bus brokers side by side"),
+}
 """By name: the module whose `main(words)` it is, and what it does."""
 
 
@@ -20,7 +24,7 @@ def main(words: Sequence[str]) -> int:
         return run(words[1:])
     asked = bool(words) and words[0] in ("-h", "--help", "help")
     lines = ["usage: jitney SUBCOMMAND ...", ""]
-    lines += [f"  {name:10} {what}" for name, (_, what) in SUBCOMMANDS.items()]
+    lines += [f"  {name:14} {what}" for name, (_, what) in SUBCOMMANDS.items()]
     print("\n".join(lines), file=sys.stdout if asked else sys.stderr)
     return 0 if asked else 2
 

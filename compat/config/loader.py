@@ -25,15 +25,20 @@ MAX_DEPTH = 50
 
 
 def load(
-    path: str, *, environ: Mapping[str, str] | None = None, create_dirs: bool = True
+    path: str,
+    *,
+    environ: Mapping[str, str] | None = None,
+    create_dirs: bool = True,
+    whole: bool = True,
 ) -> Config:
     """The configuration in the file `path` and all that it includes. Raises ConfigError.
 
     `environ` (the process's own by default) says where the standard session directories are.
-    `create_dirs`: make the one for transient services if it is asked for and missing."""
+    `create_dirs`: make the one for transient services if it is asked for and missing.
+    `whole`: no bus could run with it if it has no address to listen at."""
     loader = Loader(os.environ if environ is None else environ, create_dirs)
     draft = loader.read(path, line=0, by=path)
-    if not draft.listen:
+    if whole and not draft.listen:
         raise ConfigError(
             path, 0, "Configuration file needs one or more <listen> elements giving addresses"
         )

@@ -13,6 +13,7 @@ from .script import (
     STATS,
     Stage,
     credentials,
+    interfaces,
     scenario,
     stats,
     unordered,
@@ -55,8 +56,9 @@ METHODS: list[tuple[str, bytes | None, str, tuple[object, ...]]] = [
     ("GetInstanceInfo", b"org.freedesktop.DBus.Containers1", "o", ("/",)),
 ]
 MASKS = {
-    "Introspect": xml, "GetStats": stats, "GetAllMatchRules": unordered, "ListNames": unordered,
-    "ListActivatableNames": unordered, "GetConnectionCredentials": credentials,
+    "Introspect": xml, "Get": interfaces, "GetAll": interfaces, "GetStats": stats,
+    "GetAllMatchRules": unordered, "ListNames": unordered, "ListActivatableNames": unordered,
+    "GetConnectionCredentials": credentials,
 }  # fmt: skip
 
 
@@ -136,15 +138,15 @@ def who_is_who(stage: Stage) -> None:
 @scenario()
 def properties(stage: Stage) -> None:
     client = stage.client("client")
-    interfaces = (
+    names = (
         b"org.freedesktop.DBus", PROPERTIES, INTROSPECTABLE, PEER, MONITORING, STATS,
         b"org.freedesktop.DBus.Verbose", b"no.such", b"",
     )  # fmt: skip
-    for interface in interfaces:
+    for interface in names:
         name = interface.decode()
-        client.driver("GetAll", "s", name, interface=PROPERTIES)
+        client.driver("GetAll", "s", name, interface=PROPERTIES, mask=interfaces)
         for item in ("Features", "Interfaces", "Nothing", ""):
-            client.driver("Get", "ss", name, item, interface=PROPERTIES)
+            client.driver("Get", "ss", name, item, interface=PROPERTIES, mask=interfaces)
             client.driver("Set", "ssv", name, item, ("s", "x"), interface=PROPERTIES)
 
 
