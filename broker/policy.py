@@ -326,6 +326,7 @@ class PolicySet:
         self.connect_mandatory: list[ConnectRule] = []
         self.unknown_users: dict[bytes, list[MessageRule | OwnRule]] = {}
         self.unknown_groups: dict[bytes, list[MessageRule | OwnRule]] = {}
+        self.rule: ConnectRule | None = None
         self.clients: dict[tuple[int, tuple[int, ...], bool], ClientPolicy] = {}
         for scope, id, name, arguments in spec:
             self.add(scope, id, name, make_rule(arguments))
@@ -386,7 +387,8 @@ class PolicySet:
         """Whether this user may connect; without a rule about it only the bus's own user may.
 
         `gids` are the groups that the user database gives the user; None, where it does not know
-        the user, is a no, as in dbus-daemon."""
+        the user, is a no, as in dbus-daemon. `rule` is the one that decided, None if none did."""
+        self.rule = None
         if gids is None:
             return False
         allowed = uid == bus_uid
@@ -394,6 +396,7 @@ class PolicySet:
             for rule in rules:
                 if rule.fits(uid, gids):
                     allowed = rule.allow
+                    self.rule = rule
         return allowed
 
     def client(self, uid: int, gids: Sequence[int], at_console: bool) -> ClientPolicy:

@@ -63,6 +63,7 @@ class Front:
         uid = auth.identity
         # An anonymous peer gets here only where <allow_anonymous/> lets it.
         if uid is not None and not self.may_connect(uid):
+            self.denied(f"Rejected connection of user {uid}", self.policies)
             return None
         conn = self.bus.connect(uid)
         conn.transport = peer
@@ -250,7 +251,7 @@ class Front:
             )
             self.driver.capture_error(sender, msg.serial, LIMITS_EXCEEDED, text)
 
-    def denied(self, text: str, policy: ClientPolicy | None) -> None:
+    def denied(self, text: str, policy: ClientPolicy | PolicySet | None) -> None:
         """A refusal, for the log: dbus-daemon's sentence and the rule behind it."""
         self.log("security", text if policy is None else f"{text} ({decided_by(policy)})")
 
@@ -258,7 +259,7 @@ class Front:
         self.sink.log(severity, text)
 
 
-def decided_by(policy: ClientPolicy) -> str:
+def decided_by(policy: ClientPolicy | PolicySet) -> str:
     """Where the rule stands that made the policy's latest decision."""
     rule = policy.rule
     return f"rule: {rule.file}:{rule.line}" if rule is not None else "no rule allows it"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 from collections.abc import Iterator
 
 import buses
@@ -13,6 +15,7 @@ CONFIG = """<busconfig>
   <listen>unix:path={directory}/bus</listen>
   <policy context="default">
     <allow user="*"/>
+    <deny user="daemon"/>
     <allow own="com.example.Fine"/>
     <allow send_destination="*"/>
     <allow receive_sender="*"/>
@@ -85,6 +88,16 @@ def test_a_rule_that_allows_and_logs(bus: buses.Daemon) -> None:
         line = line_of("log=")
         found = logged(bus, "Would reject message")
         assert found.endswith(f"(rule: {bus.directory / 'bus.conf'}:{line})")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to be somebody else")
+def test_who_may_not_connect(bus: buses.Daemon) -> None:
+    uid = pwd.getpwnam("daemon").pw_uid
+    with RawClient(bus.address, uid=uid) as client:
+        assert client.receive() is None
+    line = line_of("<deny user")
+    found = logged(bus, f"Rejected connection of user {uid}")
+    assert found.endswith(f"(rule: {bus.directory / 'bus.conf'}:{line})")
 
 
 def test_a_name_that_nobody_may_own(bus: buses.Daemon) -> None:
