@@ -4,6 +4,7 @@ cdef class Credentials:
     cdef readonly object uid
     cdef readonly object gid
     cdef readonly object pid
+    cdef public object described
     cdef object _fd
     cdef object _groups
     cdef bint _groups_asked

@@ -31,12 +31,15 @@ _LARGE = 65536 * 4  # NGROUPS_MAX groups of four bytes
 class Credentials:
     """Credentials of the peer of a connected socket. `uid`, `gid`, `pid` are None if unknown.
 
+    `described`: what logs say of it, kept by who made it.
+
     `close()` when the socket is: its number will soon be another's."""
 
     def __init__(self, fd: int) -> None:
         self.uid: int | None = None
         self.gid: int | None = None
         self.pid: int | None = None
+        self.described: str | None = None
         self._fd = fd
         self._groups: list[int] | None = None
         self._groups_asked = False

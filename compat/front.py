@@ -277,7 +277,18 @@ def describe(msg: Message) -> str:
 
 
 def loginfo(conn: Connection) -> str:
-    """Who a peer is, as dbus-daemon's log has it: uid, pid, command line, security label."""
+    """Who a peer is, as dbus-daemon's log has it: uid, pid, command line, security label. Asked for
+    once: a flood of refused messages must not keep the bus reading /proc."""
+    creds = conn.creds
+    if creds is None:
+        return _loginfo(conn)
+    if creds.described is None:
+        creds.described = _loginfo(conn)
+    described: str = creds.described
+    return described
+
+
+def _loginfo(conn: Connection) -> str:
     parts = []
     if conn.user.uid is not None:
         parts.append(f"uid={conn.user.uid}")

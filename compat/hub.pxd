@@ -17,7 +17,7 @@ from .peer cimport Peer
 from .throttle cimport Throttle
 from .sysio cimport Intake, Outlet, Poller, close_socket, now, send_one, widen
 
-cdef Py_ssize_t RECEIVE
+cdef Py_ssize_t _RECEIVE
 cdef Py_ssize_t LARGE
 cdef Py_ssize_t KEEP
 cdef int _EAGAIN, _OPEN, _CLOSED, _WRITABLE, _HUNG_UP
@@ -57,12 +57,13 @@ cdef class Hub:
     cpdef list wait(self, int timeout)
     @cython.locals(n=int, start=int64_t)
     cdef int doze(self, int timeout) except -2
-    @cython.locals(peer=Peer)
+    @cython.locals(peer=Peer, since=int64_t)
     cdef serve(self, int n)
     @cython.locals(auth=Auth, data=bytes)
     cdef read_auth(self, Peer peer)
     @cython.locals(auth=Auth, conn=Connection, leftover=bytes)
     cdef open(self, Peer peer)
+    @cython.locals(turn=Py_ssize_t, have=Py_ssize_t)
     cdef read(self, Peer peer)
     cdef bint take_fds(self, Peer peer) except -1
     cdef await_message(self, Peer peer)

@@ -35,7 +35,7 @@ from .front import Front
 from .loop import BusLoop
 from .peer import CLOSED, OPEN, Peer
 from .sysio import HUNG_UP, WRITABLE, Intake, Outlet, Poller, close_socket
-from .throttle import Throttle
+from .throttle import RECEIVE, Throttle
 
 if not cython.compiled:
     from jitney.broker.mem import copy, of_bytes, pooled, take, trim, view
@@ -43,9 +43,6 @@ if not cython.compiled:
 
     from .gather import gather
     from .sysio import now, send_one, widen
-
-RECEIVE = 131072
-"""Size in bytes of the receive buffer that all share: what a peer may say in its turn."""
 
 LARGE = 32768
 """From this size in bytes on a message that did not come whole gets a buffer of its own."""
@@ -58,7 +55,7 @@ KEEP = 262144
 
 # Copies that are C integers when compiled.
 _EAGAIN = errno.EAGAIN
-_OPEN, _CLOSED, _WRITABLE, _HUNG_UP = OPEN, CLOSED, WRITABLE, HUNG_UP
+_RECEIVE, _OPEN, _CLOSED, _WRITABLE, _HUNG_UP = RECEIVE, OPEN, CLOSED, WRITABLE, HUNG_UP
 _SHORT = frozenset({errno.ENOBUFS, errno.ENOMEM})
 
 
@@ -256,8 +253,7 @@ class Hub:
                     self.foreign.append((fd, events))
                     continue
                 self.acceptor.accept(fd)
-                if self.loans:
-                    self.settle()
+                self.settle()
                 continue
             # An event may be about a socket that had this number before.
             if events & _WRITABLE and peer.state == _OPEN:
@@ -269,20 +265,21 @@ class Hub:
                     if self.throttle.must_wait(peer) and not events & _HUNG_UP:
                         self.throttle.hold(peer, poller)
                         continue
+                    since = now()
                     self.read(peer)
+                    self.throttle.spent(peer, now() - since)
                 else:
                     self.read_auth(peer)
             except Exception:
                 self.broken(peer)
-            if self.loans:
-                self.settle()
+            self.settle()
         self.flush()
 
     def read_auth(self, peer: Peer) -> None:
         buffer = self.buffer
         buffer.head = buffer.end = 0
-        buffer.reserve(RECEIVE)
-        got = self.intake.recv(peer.fd, buffer.p, 0, RECEIVE, peer.with_fds, buffer.p, 0)
+        buffer.reserve(_RECEIVE)
+        got = self.intake.recv(peer.fd, buffer.p, 0, _RECEIVE, peer.with_fds, buffer.p, 0)
         if got <= 0:
             if got != -_EAGAIN:
                 self.drop(peer)
@@ -343,11 +340,12 @@ class Hub:
         self.settle()
         buffer = self.buffer
         buffer.head = buffer.end = 0
-        buffer.reserve(RECEIVE)
+        buffer.reserve(_RECEIVE)
+        turn = peer.turn
         partial = peer.partial
         intake = self.intake
         if partial is None:
-            got = intake.recv(peer.fd, buffer.p, 0, RECEIVE, peer.with_fds, buffer.p, 0)
+            got = intake.recv(peer.fd, buffer.p, 0, turn, peer.with_fds, buffer.p, 0)
             if got > 0:
                 buffer.end = got
         else:
@@ -356,7 +354,7 @@ class Hub:
             if peer.wanted > LARGE:
                 # A large message fills a buffer of its own; what follows lands in the shared one.
                 got = intake.recv(
-                    peer.fd, partial.p, partial.end, want, peer.with_fds, buffer.p, RECEIVE
+                    peer.fd, partial.p, partial.end, want, peer.with_fds, buffer.p, turn
                 )
                 if got > 0:
                     if got < want:
@@ -366,9 +364,8 @@ class Hub:
                         buffer.end = got - want
             else:
                 copy(buffer.p, 0, partial.p, partial.head, have)
-                got = intake.recv(
-                    peer.fd, buffer.p, have, RECEIVE - have, peer.with_fds, buffer.p, 0
-                )
+                turn = min(turn, _RECEIVE - have)
+                got = intake.recv(peer.fd, buffer.p, have, turn, peer.with_fds, buffer.p, 0)
                 if got > 0:
                     buffer.end = have + got
                     peer.partial = partial = None

@@ -18,6 +18,7 @@ cdef class Peer:
     cdef bint with_fds
     cdef readonly bint blocked
     cdef bint wide
+    cdef readonly Py_ssize_t turn
     cdef readonly bint held
     cdef Py_ssize_t wanted
 

@@ -36,6 +36,7 @@ class Peer:
         self.with_fds = False
         self.blocked = False
         self.wide = False
+        self.turn = 131072
         self.held = False
         self.wanted = 0
 

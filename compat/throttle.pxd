@@ -9,6 +9,8 @@ from .peer cimport Peer
 from .sysio cimport Poller
 
 cdef int _OPEN
+cdef Py_ssize_t _RECEIVE, _LEAST
+cdef int64_t _PATIENCE
 
 cdef class Throttle:
     cdef Accounts accounts
@@ -18,6 +20,7 @@ cdef class Throttle:
     cdef bint over(self, Tally tally) noexcept
     @cython.locals(tally=Tally)
     cdef bint must_wait(self, Peer peer) noexcept
+    cdef void spent(self, Peer peer, int64_t microseconds) noexcept
     cdef hold(self, Peer peer, Poller poller)
     @cython.locals(tally=Tally, owner=Connection, peer=Peer, released=list)
     cdef release(self, Poller poller)

@@ -1,11 +1,16 @@
 # cython: infer_types=True
-"""Throttle: who must wait with the next message until those before have gone out.
+"""Throttle: who must wait with the next message until those before have gone out, and how much
+anybody may say at a time.
 
 Invariant: a peer is `held` if and only if its connection's own tally is marked so or about to be
 looked at in `released`; a held peer is not read from, but for its end. A sender is held on account
 of what it has waiting at connections of its own user, max_incoming_bytes or max_incoming_unix_fds
 of it, as dbus-daemon(1) has it. What it says to other users is limited by their queues alone:
 somebody else's client that does not read must not silence a service.
+
+A peer's turn is `turn` bytes of its socket, between LEAST and RECEIVE: less after one that kept the
+others waiting for longer than PATIENCE (a thousand refused messages take a while), and twice as
+much after each one that did not.
 """
 
 from __future__ import annotations
@@ -16,7 +21,15 @@ from jitney.broker.limits import Limits
 from .peer import OPEN, Peer
 from .sysio import Poller
 
-_OPEN = OPEN
+RECEIVE = 131072
+"""Size in bytes of the receive buffer that all share: what a peer may say in its turn at most."""
+
+LEAST = 2048
+PATIENCE = 1000
+"""Microseconds."""
+
+# Copies that are C integers when compiled.
+_OPEN, _RECEIVE, _LEAST, _PATIENCE = OPEN, RECEIVE, LEAST, PATIENCE
 
 
 class Throttle:
@@ -41,6 +54,13 @@ class Throttle:
         """Whether the peer has too much waiting to be read from."""
         tally = peer.conn.own_tally
         return tally is not None and self.over(tally)
+
+    def spent(self, peer: Peer, microseconds: int) -> None:
+        """The peer's turn took so long."""
+        if microseconds > _PATIENCE:
+            peer.turn = max(_LEAST, peer.turn >> 2)
+        elif peer.turn < _RECEIVE:
+            peer.turn = min(_RECEIVE, peer.turn << 1)
 
     def hold(self, peer: Peer, poller: Poller) -> None:
         """Stops reading from a peer that `must_wait()`."""

@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import os
 import pwd
+import select
+import signal
 import socket
 import time
 
 import buses
 import pytest
 from floods import CHUNK, flood, floods, memory
-from rawclient import RawClient
+from rawclient import RawClient, build
 
 HOSTILE, KIND = pwd.getpwnam("nobody").pw_uid, pwd.getpwnam("daemon").pw_uid
 
@@ -231,3 +233,49 @@ def test_200_megabytes_under_the_session_configuration() -> None:
         assert memory(bus.pid, "VmHWM") < before + 100_000_000
         sender.close()
         reader.close()
+
+
+def test_a_flood_of_refused_calls() -> None:
+    """Each costs the bus more than a message that passes; others need not wait for all that a
+    socket holds of them."""
+    deny = '<policy context="default"><deny send_interface="no.No"/></policy>'
+    with buses.running(buses.jitney_command(), extra=deny) as bus:
+        hostile, victim, other = (RawClient(bus.address, timeout=30) for _ in range(3))
+        for client in (hostile, victim, other):
+            client.hello()
+        calls = b"".join(
+            build(
+                1, serial, [(1, "o", b"/"), (2, "s", b"no.No"), (3, "s", b"M"),
+                            (6, "s", victim.unique_name.encode())], flags=1,
+            )
+            for serial in range(10, 1010)
+        )  # fmt: skip
+        # What a thousand of them take:
+        start = time.monotonic()
+        hostile.send(calls)
+        assert hostile.reply_to(1009).type == 3
+        batch = time.monotonic() - start
+        pid = os.fork()
+        if pid == 0:  # sends without end, and reads what comes back
+            try:
+                hostile.sock.setblocking(False)
+                while True:
+                    readable, writable, _ = select.select([hostile.sock], [hostile.sock], [])
+                    if readable and not hostile.sock.recv(1 << 20):
+                        break
+                    if writable:
+                        hostile.sock.send(calls)
+            finally:
+                os._exit(0)
+        took = []
+        try:
+            for _ in range(41):
+                start = time.monotonic()
+                assert other.reply_to(other.driver(b"GetId")).signature == "s"
+                took.append(time.monotonic() - start)
+        finally:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        assert sorted(took)[20] < batch / 3
+        for client in (hostile, victim, other):
+            client.close()
