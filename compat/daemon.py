@@ -66,6 +66,7 @@ class Daemon:
         self._build = build
         self._reading: Reading | None = None
         self._read_again = False
+        self._overtaken = False
         self._pidfile: str | None = None
         self._fork: process.Fork | None = None
         self._loop: AbstractEventLoop | None = None
@@ -105,6 +106,8 @@ class Daemon:
 
         Raises DBusError if that cannot be done; then everything is as before.
         """
+        # What a child that is reading already will come with is older than what we read now.
+        self._overtaken = self._reading is not None
         self._take_over(Reading(self._config_path))
 
     def reload_soon(self) -> None:
@@ -124,8 +127,12 @@ class Daemon:
         assert self._loop is not None
         if reading.fileno() >= 0:
             self._loop.remove_reader(reading.fileno())
+        overtaken, self._overtaken = self._overtaken, False
         try:
-            self._take_over(reading)
+            if overtaken:
+                reading.forget()
+            else:
+                self._take_over(reading)
         except DBusError as error:
             self.log.warning(f"Unable to reload configuration: {error.text}")
         finally:

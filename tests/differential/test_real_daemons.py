@@ -87,4 +87,4 @@ def test_what_the_bus_itself_does_for_whom() -> None:
 def test_real_daemons() -> None:
     theirs, ours = records(real_daemons.play)
     compare(theirs, ours)
-    assert real_daemons.started(theirs) == real_daemons.NAMES
+    assert real_daemons.started(theirs) == [one.name for one in real_daemons.programs()]

@@ -8,16 +8,17 @@ from __future__ import annotations
 import os
 import pwd
 import re
+import select
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -454,14 +455,47 @@ class Buggy(FakeService):
     def close(self) -> None: ...
 
 
-def test_a_bug_in_one_reload_is_no_end_of_reloading(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    config = write(tmp_path, listen(tmp_path))
-    built: list[Buggy] = []
+class Impatient(FakeService):
+    """A bus that is told to reload while a child has something older to tell."""
 
-    def build(daemon: Daemon, loop: Any) -> Buggy:
-        built.append(Buggy(daemon, loop))
+    def __init__(self, daemon: Daemon, loop: Any) -> None:
+        self.daemon = daemon
+        self.loop = loop
+        self.types: list[str | None] = []
+        loop.call_soon(self.begin)
+
+    def begin(self) -> None:
+        self.write("older")
+        self.daemon.reload_soon()
+        reading = self.daemon._reading
+        assert reading is not None
+        select.select([reading], [], [], 10)  # it has read the file, and tells us so
+        self.write("newer")
+        self.daemon.reload()
+        self.daemon.reload_soon()
+
+    def write(self, word: str) -> None:
+        config = Path(self.daemon.options.config_file)
+        config.write_text(re.sub("<type>.*</type>", f"<type>{word}</type>", config.read_text()))
+
+    def reload(self, config: Any) -> None:
+        self.types.append(config.type)
+        if len(self.types) == 2:
+            self.loop.call_soon(self.daemon.quit)
+
+    def close(self) -> None: ...
+
+
+F = TypeVar("F", bound=FakeService)
+
+
+def run_with(folder: Path, kind: Callable[[Daemon, Any], F]) -> F:
+    """A daemon around a bus of this kind, until that ends it."""
+    config = write(folder, "<type>first</type>", listen(folder))
+    built: list[F] = []
+
+    def build(daemon: Daemon, loop: Any) -> F:
+        built.append(kind(daemon, loop))
         return built[0]
 
     old = {number: signal.getsignal(number) for number in (1, 2, 13, 15)}
@@ -470,5 +504,16 @@ def test_a_bug_in_one_reload_is_no_end_of_reloading(
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
-    assert built[0].reloads == 2
+    return built[0]
+
+
+def test_a_bug_in_one_reload_is_no_end_of_reloading(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run_with(tmp_path, Buggy).reloads == 2
     assert "RuntimeError: a bug" in capfd.readouterr().err
+
+
+def test_an_older_configuration_does_not_come_after_a_newer_one(tmp_path: Path) -> None:
+    # Once for ReloadConfig, once for the last signal; what the first child read is forgotten.
+    assert run_with(tmp_path, Impatient).types == ["newer", "newer"]
