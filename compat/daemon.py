@@ -22,7 +22,7 @@ from . import process, without_ssl
 from .auth import Keyring, Offer, check_mechanisms
 from .cli import Options
 from .config import ConfigError, Plain, Reading
-from .errors import FAILED, DBusError
+from .errors import FAILED, FILE_NOT_FOUND, DBusError
 from .listen import Listener, Server, open_servers, printed_address
 from .log import Log, prefix_for
 from .process import Limit
@@ -66,6 +66,7 @@ class Daemon:
         self._build = build
         self._reading: Reading | None = None
         self._read_again = False
+        self._overtaken = False
         self._pidfile: str | None = None
         self._fork: process.Fork | None = None
         self._loop: AbstractEventLoop | None = None
@@ -105,6 +106,8 @@ class Daemon:
 
         Raises DBusError if that cannot be done; then everything is as before.
         """
+        # What a child that is reading already will come with is older than what we read now.
+        self._overtaken = self._reading is not None
         self._take_over(Reading(self._config_path))
 
     def reload_soon(self) -> None:
@@ -124,15 +127,21 @@ class Daemon:
         assert self._loop is not None
         if reading.fileno() >= 0:
             self._loop.remove_reader(reading.fileno())
+        overtaken, self._overtaken = self._overtaken, False
         try:
-            self._take_over(reading)
+            if overtaken:
+                reading.forget()
+            else:
+                self._take_over(reading)
         except DBusError as error:
             self.log.warning(f"Unable to reload configuration: {error.text}")
-        self._reading = None
-        if self._read_again:
-            # What was read may have been changed in the meantime.
-            self._read_again = False
-            self.reload_soon()
+        finally:
+            # Also after a bug of ours: the next reload must find nothing in its way.
+            self._reading = None
+            if self._read_again:
+                # What was read may have been changed in the meantime.
+                self._read_again = False
+                self.reload_soon()
 
     def _take_over(self, reading: Reading) -> None:
         process.notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
@@ -141,9 +150,11 @@ class Daemon:
             if self.service is not None:
                 self.service.reload(config)
         except (ConfigError, DBusError) as error:
-            text = _located(error) if isinstance(error, ConfigError) else error.text
+            name, text = FAILED, error.text
+            if isinstance(error, ConfigError):
+                name, text = FILE_NOT_FOUND if error.missing else FAILED, _located(error)
             self.log.info(f"Unable to reload configuration: {text}")
-            raise DBusError(FAILED, text) from error
+            raise DBusError(name, text) from error
         finally:
             process.notify("READY=1")
         self.config = config.without_rules()

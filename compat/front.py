@@ -123,7 +123,13 @@ class Front:
             self.hub.completed(conn.transport)
 
     def gone(self, conn: Connection) -> None:
-        """The connection's socket is closed, or it is a monitor now: it waits for nothing."""
+        """The connection's socket is about to be closed."""
+        if conn.monitor:
+            self.log("info", f"Monitoring connection {conn.label} closed.")
+        self.waits_no_more(conn)
+
+    def waits_no_more(self, conn: Connection) -> None:
+        """The connection is gone, or a monitor now: it waits for no service."""
         if self.activator is not None and self.activator.callers:
             self.activator.connection_gone(conn)
 

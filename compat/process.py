@@ -270,16 +270,22 @@ def find_user(name: str) -> tuple[int, int] | None:
 
 
 def change_user(name: str) -> None:
-    """Become this user for good, without supplementary groups. Raises DBusError.
+    """Become this user for good: no supplementary groups, and of all that root may do only
+    writing to the kernel's audit log. Raises DBusError.
 
-    Does nothing if we are not root: a bus that was started as somebody stays that.
+    Ids stay as they are if we are not root: a bus that was started as somebody stays that.
     """
+    from . import capabilities
+
     user = find_user(name)
     if user is None:
         raise DBusError(errors.FAILED, f"User '{name}' does not appear to exist?")
+    # A service manager may have started us as this user, with that one capability.
+    capabilities.clear_ambient()
     if os.geteuid() != 0:
         return
     uid, gid = user
+    kept = _keep_capability()
     steps: tuple[tuple[Callable[[], None], str], ...] = (
         (lambda: os.setgroups([]), "Failed to drop supplementary groups"),
         (lambda: os.setgid(gid), f"Failed to set GID to {gid}"),
@@ -290,6 +296,38 @@ def change_user(name: str) -> None:
             step()
         except OSError as error:
             raise from_errno(error, text) from error
+    _drop_capabilities(kept)
+
+
+def _keep_capability() -> int:
+    """Prepare for keeping one capability as somebody else; what will be left then, maybe none."""
+    from . import capabilities
+
+    now = capabilities.permitted()
+    kept = now & capabilities.AUDIT_WRITE
+    try:
+        if kept:
+            # The rest goes first: should a later step fail, there is not much to be left with.
+            capabilities.limit_to(now & (kept | capabilities.SETUID | capabilities.SETGID))
+            capabilities.keep_across_setuid(True)
+    except OSError:
+        return 0
+    return kept
+
+
+def _drop_capabilities(kept: int) -> None:
+    from . import capabilities
+
+    try:
+        capabilities.limit_to(kept)
+    except OSError as error:
+        if capabilities.permitted() & ~kept:
+            raise from_errno(error, "Failed to drop capabilities") from error
+    try:
+        if kept:
+            capabilities.keep_across_setuid(False)
+    except OSError as error:
+        raise from_errno(error, "Failed to unset keep-capabilities") from error
 
 
 # The service manager

@@ -112,11 +112,18 @@ class RawClient:
     """One connection to a bus, authenticated, without a Hello until `hello()`.
 
     `closed` is true once either side has closed it and all that came before has been received.
-    fds: file descriptors may be passed. uid: connect as this user, which only root can.
+    fds: file descriptors may be passed. uid: connect as this user, which only root can, and with
+    `groups`, the primary one first, if they are given.
     """
 
     def __init__(
-        self, address: str, *, fds: bool = True, uid: int | None = None, timeout: float = 10.0
+        self,
+        address: str,
+        *,
+        fds: bool = True,
+        uid: int | None = None,
+        groups: Sequence[int] = (),
+        timeout: float = 10.0,
     ) -> None:
         self.timeout = timeout
         self.serial = 0
@@ -127,13 +134,19 @@ class RawClient:
         if uid is None:
             self.sock = _connect(address)
         else:
-            # The kernel notes the effective user at connect().
-            before = os.geteuid()
+            # The kernel notes the effective user and the groups at connect().
+            before = os.geteuid(), os.getegid(), os.getgroups()
+            if groups:
+                os.setgroups(groups)
+                os.setegid(groups[0])
             os.seteuid(uid)
             try:
                 self.sock = _connect(address)
             finally:
-                os.seteuid(before)
+                os.seteuid(before[0])
+                os.setegid(before[1])
+                if groups:
+                    os.setgroups(before[2])
         self.sock.settimeout(timeout)
         self._authenticate(fds, os.geteuid() if uid is None else uid)
 

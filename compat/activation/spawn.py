@@ -26,7 +26,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from .. import errors
+from .. import capabilities, errors
 from ..errors import DBusError
 from . import journal
 
@@ -301,8 +301,12 @@ def _reset_signals(mask: set[Any]) -> None:
 def _reset_oom_score() -> None:
     """A bus that the out-of-memory killer spares does not make its services so."""
     try:
-        with open(OOM_SCORE, "r+b", buffering=0) as file:
-            if int(file.read()) < 0:
-                file.write(b"0")
+        with open(OOM_SCORE, "rb", buffering=0) as file:
+            if int(file.read()) >= 0:
+                return
+        capabilities.own_proc_files()
+        fd = os.open(OOM_SCORE, os.O_WRONLY | os.O_CLOEXEC)
+        os.write(fd, b"0")
+        os.close(fd)
     except (OSError, ValueError):
         pass

@@ -62,6 +62,12 @@ class Reading:
             raise _failed(self.path, _end(status))
         return _understood(answer)
 
+    def forget(self) -> None:
+        """Instead of `result()`: nobody wants to know any more."""
+        if self._pid:
+            os.close(self._pipe)
+            self._reap(kill=True)
+
     def _start(self) -> None:
         try:
             self._pipe, writable = os.pipe2(os.O_CLOEXEC)

@@ -228,8 +228,8 @@ def get_id(driver: Driver, conn: Connection, msg: Message) -> bytes | None:
     return driver.id_body
 
 
-def _method(name: str, in_sig: str, out_sig: str, handler: Any, *, ack: bool = False) -> Method:
-    return Method(name, in_sig, out_sig, handler, any_path=True, ack=ack)
+def _method(name: str, in_sig: str, out_sig: str, handler: Any, **more: bool) -> Method:
+    return Method(name, in_sig, out_sig, handler, any_path=True, **more)
 
 
 INTERFACE = Interface(
@@ -257,7 +257,8 @@ INTERFACE = Interface(
             "GetConnectionSELinuxSecurityContext", "s", "ay",
             get_connection_selinux_security_context,
         ),
-        _method("ReloadConfig", "", "", reload_config),
+        # dbus-daemon lets anybody make the bus read its files; Debian reloads at the path "/".
+        _method("ReloadConfig", "", "", reload_config, privileged=True),
         _method("GetId", "", "s", get_id),
         _method("GetConnectionCredentials", "s", "a{sv}", get_connection_credentials),
     ],

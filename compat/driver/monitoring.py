@@ -30,7 +30,7 @@ def become_monitor(driver: Driver, conn: Connection, msg: Message) -> bytes | No
         driver.reply(conn, msg.serial, "", b"")
     name = conn.unique_name.decode()
     driver.bus.become_monitor(conn, rules)
-    driver.front.gone(conn)
+    driver.front.waits_no_more(conn)
     driver.front.log("info", f"Connection {name} ({loginfo(conn)}) became a monitor.")
     return None
 

@@ -83,9 +83,9 @@ def _place(rule: Rule) -> tuple[int, bool]:
 INTERFACE = Interface(
     "org.freedesktop.DBus.Debug.Stats",
     [
-        Method("GetStats", "", "a{sv}", get_stats),
-        Method("GetConnectionStats", "s", "a{sv}", get_connection_stats),
-        Method("GetAllMatchRules", "", "a{sas}", get_all_match_rules),
+        Method("GetStats", "", "a{sv}", get_stats, privileged=True),
+        Method("GetConnectionStats", "s", "a{sv}", get_connection_stats, privileged=True),
+        Method("GetAllMatchRules", "", "a{sas}", get_all_match_rules, privileged=True),
     ],
     feature=True,
 )

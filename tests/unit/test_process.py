@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from jitney.compat import errors, process
+from jitney.compat import capabilities, errors, process
 from jitney.compat.errors import DBusError
 
 
@@ -287,6 +287,144 @@ print(os.getresuid())
     assert script(code) == f"{uids} {gids} []\n{uids}\n"
 
 
+def without_capabilities(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, object]]:
+    """Only note what would be done to them: it is this very process that they belong to. All calls
+    succeed, and CAP_AUDIT_WRITE is among what is permitted."""
+    done: list[tuple[str, object]] = []
+    monkeypatch.setattr(capabilities, "permitted", lambda: 0xFFFFFFFFFF)
+    monkeypatch.setattr(capabilities, "clear_ambient", lambda: done.append(("ambient", 0)))
+    monkeypatch.setattr(capabilities, "limit_to", lambda these: done.append(("limit", these)))
+    monkeypatch.setattr(capabilities, "keep_across_setuid", lambda on: done.append(("keep", on)))
+    return done
+
+
+# Prints what the process may do: effective, permitted, inheritable and ambient capabilities, and
+# whether the next setuid() would keep them.
+CAPABILITIES = """
+from jitney.compat import capabilities
+def show():
+    lines = open("/proc/self/status").read().splitlines()
+    facts = dict(line.split(":\t") for line in lines)
+    print(*(int(facts["Cap" + name], 16) >> 29 & 1 for name in ("Eff", "Prm", "Inh", "Amb")),
+          int(facts["CapPrm"], 16) & ~capabilities.AUDIT_WRITE, capabilities._libc.prctl(7))
+"""
+
+may_audit = pytest.mark.skipif(
+    not capabilities.permitted() & capabilities.AUDIT_WRITE,
+    reason="this container may not write to the audit log",
+)
+
+
+@as_root
+@may_audit
+def test_one_capability_is_kept() -> None:
+    code = """
+process.change_user("nobody")
+show()
+process.change_user("nobody")
+show()
+"""
+    assert script(CAPABILITIES + code) == "1 1 0 0 0 0\n" * 2
+
+
+@as_root
+@may_audit
+def test_capability_from_a_service_manager() -> None:
+    """Started with User= and AmbientCapabilities=: it is ours, and not our children's."""
+    entry = pwd.getpwnam("nobody")
+    command = [
+        "setpriv", f"--reuid={entry.pw_uid}", f"--regid={entry.pw_gid}", "--clear-groups",
+        "--inh-caps=+audit_write", "--ambient-caps=+audit_write",
+        sys.executable, "-c",
+        "from jitney.compat import process\n" + CAPABILITIES
+        + "show()\nprocess.change_user('nobody')\nshow()",
+    ]  # fmt: skip
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert done.stdout == "1 1 1 1 0 0\n1 1 1 0 0 0\n"
+
+
+@as_root
+@pytest.mark.parametrize(
+    "before",
+    [
+        "capabilities.limit_to(capabilities.permitted() & ~capabilities.AUDIT_WRITE)",
+        # A C library without them, a sandbox that forbids it.
+        "capabilities._libc = type('Libc', (), {'prctl': capabilities._libc.prctl})()",
+        "capabilities.keep_across_setuid = capabilities._check",
+    ],
+)
+def test_no_capability_to_keep(before: str) -> None:
+    code = f"""
+{before}
+process.change_user("nobody")
+show()
+print(os.getresuid() == os.getresgid(), os.getgroups())
+"""
+    assert script(CAPABILITIES + code) == "0 0 0 0 0 0\nTrue []\n"
+
+
+def test_order_of_giving_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = without_capabilities(monkeypatch)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    for name in ("setgroups", "setgid", "setuid"):
+        monkeypatch.setattr(os, name, lambda value, name=name: done.append((name, value)))
+    entry = pwd.getpwnam("nobody")
+    process.change_user("nobody")
+    ids = capabilities.SETUID | capabilities.SETGID
+    assert done == [
+        ("ambient", 0),
+        ("limit", capabilities.AUDIT_WRITE | ids),
+        ("keep", True),
+        ("setgroups", []),
+        ("setgid", entry.pw_gid),
+        ("setuid", entry.pw_uid),
+        ("limit", capabilities.AUDIT_WRITE),
+        ("keep", False),
+    ]
+
+
+@pytest.mark.parametrize("step", ["limit", "keep"])
+def test_what_cannot_be_given_up(monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    """A bus that would stay more than it should be does not run."""
+    without_capabilities(monkeypatch)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    for name in ("setgroups", "setgid", "setuid"):
+        monkeypatch.setattr(os, name, lambda _: None)
+
+    def limit(these: int) -> None:
+        if step == "limit" and these == capabilities.AUDIT_WRITE:
+            raise OSError(errno.EPERM, "")
+
+    def keep(on: bool) -> None:
+        if step == "keep" and not on:
+            raise OSError(errno.EPERM, "")
+
+    monkeypatch.setattr(capabilities, "limit_to", limit)
+    monkeypatch.setattr(capabilities, "keep_across_setuid", keep)
+    text = {"limit": "Failed to drop capabilities", "keep": "Failed to unset keep-capabilities"}
+    error = failure(lambda: process.change_user("nobody"))
+    assert error.text == f"{text[step]}: Operation not permitted"
+
+
+@as_root
+def test_own_proc_files() -> None:
+    code = """
+from jitney.compat import capabilities
+process.change_user("nobody")
+print(os.access("/proc/self/oom_score_adj", os.W_OK))
+capabilities.own_proc_files()
+print(os.access("/proc/self/oom_score_adj", os.W_OK))
+"""
+    assert script(code) == "False\nTrue\n"
+
+
 @pytest.mark.parametrize(
     ("call", "text"),
     [
@@ -302,6 +440,7 @@ def test_change_user_refused(monkeypatch: pytest.MonkeyPatch, call: str, text: s
     for name in ("setgroups", "setgid", "setuid"):
         monkeypatch.setattr(os, name, refuse if name == call else lambda *_: None)
     monkeypatch.setattr(os, "geteuid", lambda: 0)
+    without_capabilities(monkeypatch)
     entry = pwd.getpwnam("nobody")
     error = failure(lambda: process.change_user("nobody"))
     expected = text.format(uid=entry.pw_uid, gid=entry.pw_gid)
