@@ -44,7 +44,7 @@ class Recorder(Bus):
         self.refusal: Refused | None = None
         self.lines: list[tuple[str, str]] = []
         self.front = SimpleNamespace(
-            gone=lambda conn: None,
+            waits_no_more=lambda conn: None,
             log=lambda severity, text: self.lines.append((severity, text)),
             registered=lambda conn: self.set_policy(conn, corebus.OpenPolicy()),
             name_owner_changed=lambda name, old, new: None,
@@ -58,8 +58,9 @@ class Recorder(Bus):
         conn = self.connect(uid)
         conn.accepts_fds = True
         conn.creds = SimpleNamespace(
-            uid=uid, pid=77, groups=lambda: [4, 5], label=lambda: None, pidfd=lambda: None
-        )
+            uid=uid, pid=77, groups=lambda: [4, 5], label=lambda: None, pidfd=lambda: None,
+            described=None,
+        )  # fmt: skip
         return conn
 
     def join(self, uid: int | None = 0) -> Connection:
