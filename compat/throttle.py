@@ -5,8 +5,9 @@ anybody may say at a time.
 Invariant: a peer is `held` if and only if its connection's own tally is marked so or about to be
 looked at in `released`; a held peer is not read from, but for its end. A sender is held on account
 of what it has waiting at connections of its own user, max_incoming_bytes or max_incoming_unix_fds
-of it, as dbus-daemon(1) has it. What it says to other users is limited by their queues alone:
-somebody else's client that does not read must not silence a service.
+of it, as dbus-daemon(1) has it, or as much as one queue may hold at most. What it says to other
+users is limited by their queues alone: somebody else's client that does not read must not silence
+a service.
 
 A peer's turn is `turn` bytes of its socket, between LEAST and RECEIVE: less after one that kept the
 others waiting for longer than PATIENCE (a thousand refused messages take a while), and twice as
@@ -16,7 +17,7 @@ much after each one that did not.
 from __future__ import annotations
 
 from jitney.broker.accounting import Accounts, Tally
-from jitney.broker.limits import Limits
+from jitney.broker.limits import KEPT_BYTES, KEPT_FDS, Limits
 
 from .peer import OPEN, Peer
 from .sysio import Poller
@@ -42,8 +43,9 @@ class Throttle:
 
     def set_limits(self, limits: Limits) -> None:
         """Takes new limits; who is held is looked at again when something of his is sent."""
-        self.max_bytes = limits.max_incoming_bytes
-        self.max_fds = limits.max_incoming_unix_fds
+        # Whoever is below that still has a turn, and none of it should be refused.
+        self.max_bytes = min(limits.max_incoming_bytes, KEPT_BYTES - RECEIVE)
+        self.max_fds = min(limits.max_incoming_unix_fds, KEPT_FDS)
 
     def over(self, tally: Tally) -> bool:
         if tally.bytes == 0:
