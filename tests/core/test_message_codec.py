@@ -184,6 +184,7 @@ FIELDS = st.lists(
     ),
     st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=3),
 )
+@pytest.mark.weakness("CVE-2022-42010", "CVE-2022-42011")
 def test_same_verdict_as_libdbus(data: bytes, damage: list[tuple[int, int]]) -> None:
     lib = libdbus()
     broken = bytearray(data)

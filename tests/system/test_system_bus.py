@@ -127,6 +127,7 @@ def test_what_is_left_of_root(user: str) -> None:
     assert found[1] == found[0]
 
 
+@pytest.mark.weakness("CVE-2014-8148")
 def test_privileged_methods(folder: Path) -> None:
     """Nobody may not, wherever he asks; root may, but only at the bus's own path."""
     config = realbus.copy(folder, servicehelper="/bin/false")

@@ -58,6 +58,7 @@ def call(
 
 @pytest.mark.parametrize("big", [False, True], ids=["little", "big"])
 @pytest.mark.parametrize("n", [0, 1, 2, 3, 15, 16])
+@pytest.mark.weakness("CVE-2014-3635", "CVE-2022-42012")
 def test_counts(daemon: buses.Daemon, n: int, big: bool) -> None:
     with RawClient(daemon.address) as a, RawClient(daemon.address) as b:
         a.hello()
@@ -71,6 +72,7 @@ def test_counts(daemon: buses.Daemon, n: int, big: bool) -> None:
         assert contents(got) == [b"%d" % i for i in range(n)]
 
 
+@pytest.mark.weakness("CVE-2014-3533")
 def test_several_messages_in_one_read(daemon: buses.Daemon) -> None:
     with RawClient(daemon.address) as a, RawClient(daemon.address) as b:
         a.hello()
@@ -101,6 +103,7 @@ def test_one_set_for_two_messages(daemon: buses.Daemon) -> None:
         assert contents(wait_for(b, "Three")) == [b"2", b"3", b"4"]
 
 
+@pytest.mark.weakness("CVE-2014-3636")
 def test_more_than_may_be(daemon: buses.Daemon) -> None:
     with RawClient(daemon.address) as a, RawClient(daemon.address) as b:
         a.hello()
@@ -147,6 +150,7 @@ def test_header_claims_fewer_than_came(daemon: buses.Daemon) -> None:
         close(fds)
 
 
+@pytest.mark.weakness("CVE-2014-3637")
 def test_descriptors_without_a_message_time_out() -> None:
     extra = '<limit name="pending_fd_timeout">200</limit>'
     with buses.running(buses.jitney_command(), extra=extra) as bus, RawClient(bus.address) as a:
@@ -235,6 +239,7 @@ def test_receiver_and_sender_die_with_descriptors_in_flight(daemon: buses.Daemon
             os.close(r)
 
 
+@pytest.mark.weakness("CVE-2014-3532")
 def test_nested_descriptors(daemon: buses.Daemon) -> None:
     """Sockets with descriptors in flight, sent on and on: ETOOMANYREFS is nobody's end."""
     with RawClient(daemon.address) as a, RawClient(daemon.address) as b:

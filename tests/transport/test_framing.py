@@ -169,6 +169,7 @@ def send_and_see(bus: buses.Daemon, data: bytes) -> None:
 
 @SETTINGS
 @given(junk=st.binary(max_size=400), prefix=st.sampled_from([b"", b"\0", AUTH[:10], AUTH]))
+@pytest.mark.weakness("dbus#421")
 def test_junk(bus: buses.Daemon, witness: RawClient, prefix: bytes, junk: bytes) -> None:
     send_and_see(bus, prefix + junk)
     alive(witness)
@@ -178,6 +179,7 @@ def test_junk(bus: buses.Daemon, witness: RawClient, prefix: bytes, junk: bytes)
 @given(
     damage=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=4)
 )
+@pytest.mark.weakness("dbus#421")
 def test_damaged_conversation(bus: buses.Daemon, witness: RawClient, damage) -> None:
     data = bytearray(conversation(False))
     for where, byte in damage:
@@ -214,6 +216,7 @@ def test_invalid_message_costs_the_connection(
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="needs Debian's package dbus-tests")
 @pytest.mark.parametrize("folder", ["valid-messages", "invalid-messages"])
+@pytest.mark.weakness("CVE-2022-42010", "CVE-2022-42011")
 def test_messages_of_dbus(bus: buses.Daemon, witness: RawClient, folder: str) -> None:
     files = sorted((DATA / folder).glob("*.message-raw"))
     assert files

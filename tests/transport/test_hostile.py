@@ -194,6 +194,7 @@ def test_a_hostile_user_does_not_keep_others_out() -> None:
             peer.close()
 
 
+@pytest.mark.weakness("CVE-2014-3639")
 def test_connections_that_say_nothing() -> None:
     """CVE-2014-3639: who never authenticates keeps others out for a moment, not for auth_timeout
     (which is half an hour here)."""

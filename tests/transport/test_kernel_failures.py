@@ -196,6 +196,7 @@ def test_a_pause_is_a_pause(world: World) -> None:
 
 @pytest.mark.parametrize("code", FINAL, ids=errno.errorcode.get)
 @pytest.mark.parametrize("which", ["send", "sendmsg", "recvmsg_into"])
+@pytest.mark.weakness("dbus-broker#427")
 def test_what_ends_a_peer_ends_only_that(world: World, which: str, code: int) -> None:
     a, _ = world.connect()
     b, ours = world.connect()
@@ -215,6 +216,7 @@ def test_what_ends_a_peer_ends_only_that(world: World, which: str, code: int) ->
     assert world.bus.lookup(b.unique_name.encode()) is None
 
 
+@pytest.mark.weakness("CVE-2014-3532")
 def test_too_many_references(world: World) -> None:
     """The message goes, not its receiver (CVE-2014-3532)."""
     a, _ = world.connect()
@@ -239,6 +241,7 @@ def test_too_many_references(world: World) -> None:
 @pytest.mark.parametrize(
     "code", [errno.ENOPROTOOPT, errno.EMFILE, errno.ESRCH, errno.ENOTCONN, errno.EINVAL]
 )
+@pytest.mark.weakness("dbus-broker#427")
 def test_credentials_that_cannot_be_had(world: World, code: int) -> None:
     a, _ = world.connect()
     b, ours = world.connect()
@@ -259,6 +262,7 @@ def test_a_peer_whose_credentials_fail_at_once_is_refused(world: World) -> None:
 
 
 @pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
+@pytest.mark.weakness("dbus-broker#427")
 def test_accept_fails(world: World, tmp_path: Path, code: int) -> None:
     a, _ = world.connect()
     path = str(tmp_path / "socket")

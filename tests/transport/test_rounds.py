@@ -108,6 +108,7 @@ def test_descriptors_nobody_may_send_go_to_nobody(daemon: buses.Daemon) -> None:
 
 
 @pytest.mark.parametrize("size", [10, 70_000, LARGE])
+@pytest.mark.weakness("CVE-2014-3533")
 def test_full_sets_back_to_back(daemon: buses.Daemon, size: int) -> None:
     """Each message has as many descriptors as may be; that they come together is no offence."""
     with clients(daemon, True, True) as (sender, receiver):

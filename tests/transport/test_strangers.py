@@ -7,6 +7,7 @@ import os
 import sys
 
 import buses
+import pytest
 import rawclient
 from rawclient import RawClient
 
@@ -62,6 +63,7 @@ def test_authenticated_but_silent_counts_as_incomplete() -> None:
             assert client.reply_to(client.driver(b"GetId")).signature == "s"
 
 
+@pytest.mark.weakness("CVE-2014-7824")
 def test_more_connections_than_descriptors() -> None:
     """EMFILE on accept ends nothing: the bus serves whom it has, and all once there is room."""
     with buses.running(with_descriptors(40)) as bus, RawClient(bus.address) as witness:
@@ -83,6 +85,7 @@ def test_more_connections_than_descriptors() -> None:
             client.hello()
 
 
+@pytest.mark.weakness("dbus-broker NEWS 22")
 def test_descriptors_that_cannot_be_taken() -> None:
     """The kernel drops descriptors for which the bus has no room (MSG_CTRUNC): that peer goes."""
     with buses.running(with_descriptors(30)) as bus, RawClient(bus.address) as witness:

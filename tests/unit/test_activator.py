@@ -840,6 +840,7 @@ def failed(unit: str, name: str, text: str, signature: str = "sss") -> Message:
     return msg
 
 
+@pytest.mark.weakness("CVE-2015-0245")
 async def test_systemd_reports_failure(make: MakeWorld) -> None:
     world = make(systemd=True)
     systemd = world.own(SYSTEMD)

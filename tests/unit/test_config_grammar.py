@@ -395,6 +395,7 @@ def test_accepted(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(DAEMON is None, reason="no dbus-daemon to compare with")
 @pytest.mark.parametrize("name", [*REFUSED, *ACCEPTED])
+@pytest.mark.weakness("CVE-2022-31213")
 def test_dbus_daemon_agrees(name: str, tmp_path: Path) -> None:
     case = REFUSED.get(name) or ACCEPTED[name]
     # It would stay behind as a daemon.

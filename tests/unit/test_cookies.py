@@ -100,6 +100,7 @@ def test_directory_must_be_private(folder: Path, tmp_path: Path, mode: int) -> N
         Keyring(str(tmp_path)).best_key()
 
 
+@pytest.mark.weakness("CVE-2019-12749")
 def test_directory_may_not_be_a_link(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir(mode=0o700)
     (tmp_path / ".dbus-keyrings").symlink_to(tmp_path / "elsewhere")
@@ -108,6 +109,7 @@ def test_directory_may_not_be_a_link(tmp_path: Path) -> None:
     assert not list((tmp_path / "elsewhere").iterdir())
 
 
+@pytest.mark.weakness("CVE-2019-12749")
 def test_file_may_not_be_a_link(folder: Path, tmp_path: Path) -> None:
     target = tmp_path / "secret"
     target.write_text(f"1 {int(time.time())} aa\n")

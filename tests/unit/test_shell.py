@@ -62,6 +62,7 @@ def test_unclosed(command: str) -> None:
 
 
 @given(st.text() | st.text("ab '\"\\\n\t#$`", max_size=20))
+@pytest.mark.weakness("CVE-2022-31212")
 def test_junk_raises_nothing_else(command: str) -> None:
     try:
         arguments = split(command)
