@@ -88,7 +88,14 @@ def living(
     `options` go on the bus's command line, all else is for `buses.running`."""
     command = buses.jitney_command() if ours else [buses.REFERENCE or "dbus-daemon"]
     # The directory is made for the bus, which so is the first to know it.
-    shell = ["/bin/sh", "-c", 'export JITNEY_TEST_NOTES="$PWD"; exec "$@"', "sh", *command, *options]
+    shell = [
+        "/bin/sh",
+        "-c",
+        'export JITNEY_TEST_NOTES="$PWD"; exec "$@"',
+        "sh",
+        *command,
+        *options,
+    ]
     extra += LIMITS.format(timeout=timeout, pending=pending)
     with buses.running(shell, extra=extra, **given) as daemon:
         bus = Living(daemon, ours)

@@ -94,7 +94,9 @@ def test_command_line(
     assert alive(bus)
 
 
-@pytest.mark.parametrize("way", [["hang"], ["wrong-name", OTHER], ["hello-exit", "0"], ["exit", "0"]])
+@pytest.mark.parametrize(
+    "way", [["hang"], ["wrong-name", OTHER], ["hello-exit", "0"], ["exit", "0"]]
+)
 def test_name_is_never_claimed(start: Start, way: list[str]) -> None:
     """It hangs, or claims another name, or looks like the parent of a daemon: time decides."""
     bus = start(timeout=1500)
@@ -180,9 +182,7 @@ def test_signals_start_services(bus: Living) -> None:
     """A signal to a name is delivered like a call; nobody is told if that fails."""
     bus.odd("claim")
     client = bus.client()
-    client.message(
-        wire.SIGNAL, destination=NAME.encode(), path=b"/", interface=b"a.b", member=b"C"
-    )
+    client.message(wire.SIGNAL, destination=NAME.encode(), path=b"/", interface=b"a.b", member=b"C")
     assert outcome(client.reply_to(call(client, b"Echo", "after"))) == ("after",)
     assert bus.started == [NAME]
 

@@ -129,13 +129,13 @@ def test_forged_failure(bus: Living) -> None:
     next_to(manager, "ActivationRequest")
     fail(liar)
     liar.reply_to(liar.driver(b"GetId"))
-    assert f"Ignoring forged ActivationFailure message from connection {liar.unique_name}" in bus.log
+    assert (
+        f"Ignoring forged ActivationFailure message from connection {liar.unique_name}" in bus.log
+    )
     service = bus.client()
     service.driver(b"RequestName", "su", NAME, 4)
     echo = next_to(service, "Echo")
-    service.message(
-        wire.RETURN, destination=(echo.sender or "").encode(), reply_serial=echo.serial
-    )
+    service.message(wire.RETURN, destination=(echo.sender or "").encode(), reply_serial=echo.serial)
     assert client.reply_to(sent).type == wire.RETURN
 
 
