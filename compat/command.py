@@ -9,7 +9,11 @@ import importlib
 import sys
 from collections.abc import Callable, Sequence
 
-SUBCOMMANDS = {"bench": ("jitney.bench.cli", "measure D-Bus brokers side by side")}
+SUBCOMMANDS = {
+    "install": ("jitney.compat.install", "make jitney the system bus, or a user's session bus"),
+    "uninstall": ("jitney.compat.uninstall", "restore what was the bus before"),
+    "bench": ("jitney.bench.cli", "measure D-Bus brokers side by side"),
+}
 """By name: the module whose `main(words)` it is, and what it does."""
 
 

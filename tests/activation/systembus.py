@@ -97,8 +97,9 @@ def system_bus(command: list[str], extra: str = "") -> Iterator[SystemBus]:
     os.chmod(directory, 0o755)
     (directory / "bus.conf").write_text(CONFIG.format(extra=extra))
     script = """
-        mount -t tmpfs -o mode=755 none /run/dbus && mount -t tmpfs -o mode=755 none /usr/local/share
-        mkdir -p /usr/local/share/dbus-1/system-services
+        mount -t tmpfs -o mode=755 none /run/dbus &&
+        mount -t tmpfs -o mode=755 none /usr/local/share &&
+        mkdir -p /usr/local/share/dbus-1/system-services &&
         exec "$@"
     """
     options = [f"--config-file={directory}/bus.conf", "--nofork", "--nopidfile", "--nosyslog"]

@@ -66,8 +66,10 @@ def test_service_ends(bus: Living, way: list[str], expected: tuple[str, str]) ->
     [
         ("/no/such/program", (
             "Spawn.ExecFailed", f"Failed to execute program {NAME}: No such file or directory")),
-        ("/etc/passwd", ("Spawn.ExecFailed", f"Failed to execute program {NAME}: Permission denied")),
-        ("/tmp", ("Spawn.ExecFailed", f"Failed to execute program {NAME}: Permission denied")),
+        ("/etc/passwd", (
+            "Spawn.ExecFailed", f"Failed to execute program {NAME}: Permission denied")),
+        ("/tmp", (
+            "Spawn.ExecFailed", f"Failed to execute program {NAME}: Permission denied")),
         ("sh -c true", (
             "Spawn.ExecFailed", f"Failed to execute program {NAME}: No such file or directory")),
         ("/bin/sh 'unclosed", ("InvalidArgs", "Unclosed quotes in command line")),
@@ -190,12 +192,15 @@ def test_signals_start_services(bus: Living) -> None:
 def test_dies_and_is_started_again(bus: Living) -> None:
     bus.odd("claim")
     client = bus.client()
+
+    def owned() -> bool:
+        return bool(client.reply_to(client.driver(b"NameHasOwner", "s", NAME)).body[0])
+
     for turn in (1, 2):
         assert outcome(client.reply_to(call(client, b"Echo", "x"))) == ("x",)
         assert bus.started == [NAME] * turn
         pid = client.reply_to(client.driver(b"GetConnectionUnixProcessID", "s", NAME)).body[0]
         os.kill(pid, signal.SIGKILL)
-        owned = lambda: client.reply_to(client.driver(b"NameHasOwner", "s", NAME)).body[0]  # noqa: E731
         until(lambda: not owned(), "the name is free again")
 
 
