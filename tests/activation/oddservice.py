@@ -55,6 +55,8 @@ def answer(bus: RawClient, message: Received) -> None:
         signature, values = "as", [[open_file(name) for name in os.listdir("/proc/self/fd")]]
     elif message.member == "Status":
         signature, values = "s", [Path("/proc/self/status").read_text()]
+    elif message.member == "Take":
+        signature, values = "s", [str(len(message.fds))]
     elif message.member == "Limits":
         signature, values = "s", [Path("/proc/self/limits").read_text()]
     bus.message(

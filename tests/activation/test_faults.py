@@ -311,3 +311,104 @@ def test_policy_is_asked_before_anything_starts(start: Start) -> None:
     kind, _ = outcome(client.reply_to(call(client, b"Forbidden")))
     assert kind == "AccessDenied"
     assert outcome(client.reply_to(call(client, b"Echo", "yes"))) == ("yes",)
+
+
+# ---- what is kept is counted
+
+
+def test_same_program_for_two_names(bus: Living) -> None:
+    """It ends: whoever waits for another name from the same command line need not wait on."""
+    go = bus.daemon.directory / "go"
+    exec = f"/bin/sh -c 'while ! test -e {go}; do sleep 0.05; done; exit 5'"
+    bus.file(NAME, exec)
+    bus.file(OTHER, exec)
+    client = bus.client()
+    serials = {call(client, to=NAME), call(client, to=OTHER)}
+    client.reply_to(client.driver(b"GetId"))
+    go.touch()
+    errors = []
+    while serials:
+        message = client.receive()
+        assert message is not None
+        serials.discard(message.reply_serial)
+        errors.append(outcome(message))
+    # Both are told of the one that ended first.
+    assert errors[0] == errors[1]
+    assert errors[0][1] in [f"Process {name} exited with status 5" for name in (NAME, OTHER)]
+
+
+def test_descriptors_wait_with_their_message(bus: Living) -> None:
+    go = bus.daemon.directory / "go"
+    bus.odd("wait", str(go))
+    client = bus.client()
+    ours, theirs = os.pipe()
+    serial = client.message(
+        destination=NAME.encode(), path=b"/", interface=b"jitney.test.Odd", member=b"Take",
+        signature="h", values=(0,), fds=[theirs],
+    )  # fmt: skip
+    os.close(theirs)
+    client.reply_to(client.driver(b"GetId"))
+    go.touch()
+    # The service says how many came, and closes them: nobody else has one any more.
+    assert client.reply_to(serial).body == ["1"]
+    os.set_blocking(ours, False)
+    until(lambda: ended(ours), "the descriptor is closed everywhere")
+    os.close(ours)
+
+
+def ended(pipe: int) -> bool:
+    try:
+        return os.read(pipe, 1) == b""
+    except BlockingIOError:
+        return False
+
+
+def test_descriptors_of_a_service_that_never_comes(start: Start) -> None:
+    bus = start(timeout=1500)
+    bus.odd("hang")
+    client = bus.client()
+    ours, theirs = os.pipe()
+    serial = client.message(
+        destination=NAME.encode(), path=b"/", interface=b"jitney.test.Odd", member=b"Take",
+        signature="h", values=(0,), fds=[theirs],
+    )  # fmt: skip
+    os.close(theirs)
+    assert outcome(client.reply_to(serial)) == TIMED_OUT
+    os.set_blocking(ours, False)
+    until(lambda: ended(ours), "the descriptor is closed everywhere")
+    os.close(ours)
+
+
+def test_bytes_that_may_wait(start: Start) -> None:
+    """One caller can have so much waiting; after that its further messages are refused.
+
+    dbus-daemon would not read anything more of it, replies that it owes others included."""
+    bus = start('<limit name="max_incoming_bytes">100000</limit>')
+    if not bus.ours:
+        pytest.skip("dbus-daemon stops reading instead")
+    go = bus.daemon.directory / "go"
+    bus.odd("wait", str(go))
+    client, other = bus.client(), bus.client()
+    serials = [call(client, b"Echo", f"{number:040000}") for number in range(6)]
+    refused = [outcome(client.reply_to(serial)) for serial in serials[3:]]
+    assert {kind for kind, _ in refused} == {"LimitsExceeded"}
+    assert {text.rpartition("failed ")[2] for _, text in refused} == {"(max_incoming_bytes=100000)"}
+    # Others are not in the way, and neither is anything but what waits.
+    served = call(other, b"Echo", "other")
+    assert client.reply_to(client.driver(b"GetId")).type == wire.RETURN
+    go.touch()
+    assert outcome(other.reply_to(served)) == ("other",)
+    for number in range(3):
+        message = client.receive()
+        assert message is not None
+        assert (message.reply_serial, message.body) == (serials[number], [f"{number:040000}"])
+    assert outcome(client.reply_to(call(client, b"Echo", "again"))) == ("again",)
+
+
+def test_answered_calls_are_not_counted_any_more(start: Start) -> None:
+    """Failed starts leave nothing behind, however many there are."""
+    bus = start(pending=3)
+    bus.file(NAME, "/bin/false")
+    client = bus.client()
+    for _ in range(30):
+        assert outcome(client.reply_to(call(client)))[0] == "Spawn.ChildExited"
