@@ -107,19 +107,23 @@ def test_name_is_never_claimed(start: Start, way: list[str]) -> None:
     asked, sent = start_service(first), call(second)
     assert outcome(first.reply_to(asked)) == TIMED_OUT
     assert outcome(second.reply_to(sent)) == TIMED_OUT
-    assert bus.started == [NAME]
+    assert len(bus.started) <= 1
     # What was started for it is gone.
     mark = f"JITNEY_TEST_NOTES={bus.daemon.directory}"
     until(lambda: not processes(mark), "the service is killed")
-    # The next caller gets a start of his own.
+    # The next caller gets a start of its own; a busy machine may need more than one.
     bus.odd("claim")
     third = bus.client()
-    assert outcome(third.reply_to(call(third, b"Echo", "again"))) == ("again",)
+    until(
+        lambda: outcome(third.reply_to(call(third, b"Echo", "again"))) == ("again",),
+        "the service comes",
+        seconds=30,
+    )
 
 
 def test_other_name_than_asked_for(start: Start) -> None:
     """Who waits for the name that was claimed is served, who waits for the other is told."""
-    bus = start(timeout=1500)
+    bus = start(timeout=5000)
     bus.odd("wrong-name", OTHER)
     bus.odd("hang", name=OTHER)
     wrong, right = bus.client(), bus.client()
@@ -127,7 +131,10 @@ def test_other_name_than_asked_for(start: Start) -> None:
     until(lambda: bus.started == [OTHER], "the other is started")
     for_name = call(wrong)
     assert outcome(right.reply_to(for_other)) == ("hello",)
-    assert outcome(wrong.reply_to(for_name)) == TIMED_OUT
+    kind, text = outcome(wrong.reply_to(for_name))
+    assert (kind, text.partition(": ")[2]) == (
+        "TimedOut", "timed out (service_start_timeout=5000ms)"
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["", "no-dot", ":1.5", "org.freedesktop.DBus", "a..b"])
