@@ -23,13 +23,13 @@ Then, since a running bus cannot be exchanged:
   systemctl reboot
 
 Not `systemctl daemon-reload` before that: dbus.service would be a unit that is not running, and
-whatever needs it would start a second bus on the same socket. After the boot:
+whatever needs it could start a second bus on the same socket. After the boot:
 
   systemctl status dbus""",
     "user": """
 Then, since a running bus cannot be exchanged: log out of all sessions, so that the user's manager
 ends, and in again (or reboot). Not `systemctl --user daemon-reload` before that: dbus.service would
-be a unit that is not running, and whatever needs it would start a second bus on the same socket.
+be a unit that is not running, and whatever needs it could start a second bus on the same socket.
 After the login:
 
   systemctl --user status dbus""",

@@ -6,13 +6,14 @@ import os
 import shutil
 import stat
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from jitney.compat import command, install_changes, install_lines, install_plan, install_units
+from jitney.compat import command, install_lines, install_plan, install_units
 from jitney.compat.install_changes import Changes, Tree
 
 DAEMON = "/opt/jitney/bin/jitney-daemon"
@@ -325,13 +326,22 @@ def test_system_daemon_of_a_user(machine: Machine, capsys: pytest.CaptureFixture
 def test_write_that_fails(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def refuse(path: str, text: str) -> None:
-        raise OSError(28, "No space left on device", path)
+    def refuse(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(install_changes, "_write", refuse)
-    assert machine.run("install") == 1
-    assert "No space left on device" in capsys.readouterr().err
-    assert not machine.alias.is_symlink()
+    machine.unit.parent.mkdir(parents=True)
+    before = snapshot(machine.root)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", refuse)
+        assert machine.run("install") == 1
+    assert "No space left on device; nothing after that was done" in capsys.readouterr().err
+    assert snapshot(machine.root) == before
+
+
+def test_daemon_beside_the_program(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/opt/jitney/bin/jitney"])
+    assert command.main(["install", *machine.words, "--root", str(machine.root)]) == 0
+    assert f"\nExecStart={DAEMON} --" in machine.unit.read_text()
 
 
 def test_scope_has_to_be_said(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
