@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import shlex
 import signal
 import sys
@@ -81,21 +82,20 @@ def living(
     *options: str,
     timeout: int = 20000,
     pending: int = 5000,
+    files: int = 0,
     **given: Any,
 ) -> Iterator[Living]:
     """A bus where `pending` messages may wait for `timeout` ms. Ends its services as well.
 
+    `files`: the soft limit of open files that the bus finds, if not our own.
+
     `options` go on the bus's command line, all else is for `buses.running`."""
+    files = files or resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     command = buses.jitney_command() if ours else [buses.REFERENCE or "dbus-daemon"]
-    # The directory is made for the bus, which so is the first to know it.
-    shell = [
-        "/bin/sh",
-        "-c",
-        'export JITNEY_TEST_NOTES="$PWD"; exec "$@"',
-        "sh",
-        *command,
-        *options,
-    ]
+    # The bus is the first to know its directory. It gets a descriptor and a limit for its services
+    # to be free of.
+    script = 'export JITNEY_TEST_NOTES="$PWD"; ulimit -Sn "$0"; exec "$@" 9</dev/zero'
+    shell = ["/bin/sh", "-c", script, str(files), *command, *options]
     extra += LIMITS.format(timeout=timeout, pending=pending)
     with buses.running(shell, extra=extra, **given) as daemon:
         bus = Living(daemon, ours)

@@ -75,7 +75,8 @@ def test_environment_is_not_for_others(bus: Living) -> None:
 # ---- descriptors, signals, limits
 
 
-def test_no_descriptor_and_no_limit_of_the_bus(bus: Living) -> None:
+def test_no_descriptor_and_no_limit_of_the_bus(start: Start) -> None:
+    bus = start(files=200)
     bus.odd("claim")
     client = bus.client()
     for _ in range(20):
@@ -88,9 +89,16 @@ def test_no_descriptor_and_no_limit_of_the_bus(bus: Living) -> None:
     assert kept["0"] == "/dev/null"
     assert kept["2"] == str(bus.daemon.directory / "log")
     assert not [line for line in kept.values() if "eventpoll" in line or "inotify" in line]
+    # Nor one that the bus itself was given by mistake.
+    assert os.readlink(f"/proc/{bus.daemon.pid}/fd/9") == "/dev/zero"
+    assert "/dev/zero" not in kept.values()
     limits = client.reply_to(call(client, b"Limits")).body[0]
     (line,) = [line for line in limits.splitlines() if line.startswith("Max open files")]
-    assert line.split()[3:5] == [str(n) for n in resource.getrlimit(resource.RLIMIT_NOFILE)]
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    assert line.split()[3:5] == ["200", str(hard)]
+    if bus.ours:
+        # dbus-daemon only raises its own if it may have 65536.
+        assert line not in Path(f"/proc/{bus.daemon.pid}/limits").read_text()
 
 
 def test_signals_are_as_the_bus_found_them(bus: Living) -> None:
