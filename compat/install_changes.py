@@ -30,6 +30,13 @@ class Tree:
     def exists(self, path: str) -> bool:
         return os.path.lexists(self.real(path))
 
+    def names(self, path: str) -> list[str]:
+        """What is in a directory; nothing if there is none."""
+        try:
+            return sorted(os.listdir(self.real(path)))
+        except OSError:
+            return []
+
     def link(self, path: str) -> str | None:
         """What a symbolic link says; None where there is none."""
         try:

@@ -71,6 +71,11 @@ def install(place: Place, daemon: str) -> Changes:
             f"there is no dbus.socket in {', '.join(place.others)}; on Debian it is in the package "
             f"{PACKAGES[place.scope]}. Without it nothing would start the bus"
         )
+    for file in _drop_ins(place):
+        if b"ExecStart=" in (tree.data(file) or b""):
+            raise Conflict(
+                f"{file} says what is started as dbus.service, and would for ours; move it away"
+            )
     old = tree.data(place.unit)
     if tree.exists(place.unit) and (old is None or not units.is_ours(old)):
         raise Conflict(f"{place.unit} was not written by `jitney install`; move it away")
@@ -125,6 +130,13 @@ def uninstall(place: Place) -> Changes:
             if f"{place.folder}/".startswith(f"{folder}/"):
                 changes.remove_directory(folder)
     return changes
+
+
+def _drop_ins(place: Place) -> Iterable[str]:
+    """Additions to dbus.service; what it is a link to takes them as its own."""
+    for folder in (place.folder, *place.others):
+        names = place.tree.names(f"{folder}/{units.ALIAS}.d")
+        yield from (f"{folder}/{units.ALIAS}.d/{name}" for name in names if name.endswith(".conf"))
 
 
 def _missing(tree: Tree, folder: str) -> Iterable[str]:

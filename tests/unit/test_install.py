@@ -278,6 +278,21 @@ def test_masked(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
     assert snapshot(machine.root) == before
 
 
+def test_drop_in_that_starts_something(
+    machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is added to dbus.service is added to ours, too; only another program is a conflict."""
+    machine.file(f"{machine.folder}/dbus.service.d/memory.conf", "[Service]\nMemoryMax=1G\n")
+    assert machine.run("install") == 0
+    machine.run("uninstall")
+    path = f"{machine.folder}/dbus.service.d/other.conf"
+    machine.file(path, "[Service]\nExecStart=\nExecStart=/bin/other\n")
+    before = snapshot(machine.root)
+    assert machine.run("install") == 1
+    assert f"{path} says what is started as dbus.service" in capsys.readouterr().err
+    assert snapshot(machine.root) == before
+
+
 def test_no_socket(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
     for path in machine.root.rglob("dbus.socket"):
         path.unlink()
