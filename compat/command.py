@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 SUBCOMMANDS = {
     "explain": ("jitney.compat.explain", "which rule of the policy allows or denies something"),
     "check-config": ("jitney.compat.check_config", "find mistakes in configuration files"),
+    "install": ("jitney.compat.install", "make jitney the system bus, or a user's session bus"),
+    "uninstall": ("jitney.compat.uninstall", "restore what was the bus before"),
     "bench": ("jitney.bench.cli", "measure D-Bus brokers side by side"),
 }
 """By name: the module whose `main(words)` it is, and what it does."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from jitney.broker.connection import ACTIVE
-from jitney.broker.limits import KEPT_BYTES, USER_SHARE
+from jitney.broker.limits import KEPT_BYTES, KEPT_FDS, USER_SHARE
 
 from .. import errors
 from ..errors import DBusError
@@ -266,12 +266,14 @@ class Activator:
         if conn is None:
             return
         held = self.book.held_of(conn)
-        if (
-            held.n_bytes > limits.max_incoming_bytes
-            or self.book.held_of_user(conn).n_bytes > KEPT_BYTES * USER_SHARE
-        ):
+        of_user = self.book.held_of_user(conn)
+        n_fds = len(msg.fds) if msg.fds is not None else 0
+        if held.n_bytes > limits.max_incoming_bytes or of_user.n_bytes > KEPT_BYTES * USER_SHARE:
             what, limit = "bytes", limits.max_incoming_bytes
-        elif msg.fds is not None and held.n_fds + len(msg.fds) > limits.max_incoming_unix_fds:
+        elif n_fds and (
+            held.n_fds + n_fds > limits.max_incoming_unix_fds
+            or of_user.n_fds + n_fds > KEPT_FDS * USER_SHARE
+        ):
             what, limit = "unix_fds", limits.max_incoming_unix_fds
         else:
             return

@@ -43,8 +43,11 @@ def session(environ: Mapping[str, str]) -> list[str]:
 
 
 def system() -> list[str]:
-    """Where the system bus looks for services."""
-    return _spread(f"/usr/local/share:/usr/share:{DATA_DIR}:/lib", SYSTEM)
+    """Where the system bus looks for services: what the administrator put there comes first.
+
+    dbus-daemon 1.14 does not know /etc and /run yet, and neither does its set-uid helper, which
+    starts nothing from there."""
+    return _spread(f"/etc:/run:/usr/local/share:/usr/share:{DATA_DIR}:/lib", SYSTEM)
 
 
 def _spread(paths: str, below: str) -> list[str]:

@@ -19,7 +19,7 @@ from jitney.broker.fds import FdSet
 from jitney.broker.limits import Limits
 from jitney.broker.message import Message
 from jitney.compat import wire
-from jitney.compat.activation import Activator, DirectoryWatch, Service, Settings
+from jitney.compat.activation import Activator, DirectoryWatch, Service, Settings, activator
 from jitney.compat.activation.pending import Book, Pending, Waiting
 from jitney.compat.errors import DBusError
 
@@ -557,6 +557,26 @@ async def test_descriptors_are_bounded_and_closed(world: World) -> None:
     for end in ends:
         assert os.read(end, 1) == b""
         os.close(end)
+
+
+async def test_descriptors_of_a_user_are_bounded(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many connections it has; another user still has room."""
+    monkeypatch.setattr(activator, "KEPT_FDS", 1)
+    world.service(HANG)
+    conns = [Conn(number) for number in range(1, 7)] + [Conn(7, user="else")]
+    for conn in conns:
+        reader, writer = os.pipe()
+        os.close(reader)
+        msg = call(serial=conn.id)
+        msg.fds = FdSet([writer])
+        world.activate(conn, msg, A)
+    assert world.bus.sent == [("LimitsExceeded", conn, conn.id) for conn in conns[4:6]]
+    assert world.activator.book.total.n_fds == 5
+    # What has no descriptors still may wait.
+    world.activate(conns[0], call(serial=9), A)
+    assert len(world.bus.sent) == 2
 
 
 async def test_caller_goes_away(world: World) -> None:

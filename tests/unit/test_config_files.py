@@ -230,6 +230,8 @@ def test_runtime_directories_that_are_not_ours(tmp_path: Path) -> None:
 def test_system_directories(tmp_path: Path) -> None:
     config = read(tmp_path, "<standard_system_servicedirs/>")
     assert [x.path for x in config.service_dirs] == [
+        "/etc/dbus-1/system-services",
+        "/run/dbus-1/system-services",
         "/usr/local/share/dbus-1/system-services",
         "/usr/share/dbus-1/system-services",
         "/lib/dbus-1/system-services",

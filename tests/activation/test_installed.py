@@ -1,0 +1,196 @@
+"""What `jitney install` writes and prints, run the way systemd, runit or a container would."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import buses
+import pytest
+from activation.systembus import SOCKET, impossible
+from rawclient import RawClient
+
+from jitney.compat import install_lines, install_units
+
+WHY_NOT = impossible()
+needs_root = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT or "-")
+socket_activate = shutil.which("systemd-socket-activate")
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> str:
+    """The path of a jitney-daemon, with an interpreter beside it, as pip installs both."""
+    bin = tmp_path / "bin"
+    bin.mkdir()
+    for name, command in (("jitney-daemon", buses.jitney_command()), ("python", [sys.executable])):
+        # systemd hands on no environment.
+        path = f"export PYTHONPATH={shlex.quote(os.environ.get('PYTHONPATH', ''))}"
+        (bin / name).write_text(f'#!/bin/sh\n{path}\nexec {shlex.join(command)} "$@"\n')
+        (bin / name).chmod(0o755)
+    return str(bin / "jitney-daemon")
+
+
+@contextmanager
+def running_inside(command: list[str], **more: object) -> Iterator[subprocess.Popen[bytes]]:
+    """A command with an empty /run/dbus of its own, as root."""
+    script = 'mount -t tmpfs -o mode=755 none /run/dbus && exec "$@"'
+    process = subprocess.Popen(
+        ["unshare", "--mount", "sh", "-c", script, "sh", *command], process_group=0, **more
+    )  # type: ignore[call-overload]
+    try:
+        yield process
+    finally:
+        for number in (15, 9):
+            try:
+                os.killpg(process.pid, number)
+                process.wait(5)
+            except (ProcessLookupError, subprocess.TimeoutExpired):
+                continue
+        process.wait()
+
+
+def bus_of(process: subprocess.Popen[bytes]) -> RawClient:
+    """A client of the bus at the usual place, as soon as there is one."""
+    address = f"unix:path=/proc/{process.pid}/root{SOCKET}"
+    deadline = time.monotonic() + 15
+    while True:
+        try:
+            client = RawClient(address)
+        except OSError:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+            continue
+        client.hello()
+        return client
+
+
+def words_of(unit: str, key: str) -> list[str]:
+    (line,) = [line for line in unit.splitlines() if line.startswith(key + "=")]
+    return shlex.split(line.partition("=")[2])
+
+
+def heredoc(lines: str, file: str) -> str:
+    """What the printed lines write into a file."""
+    return lines.partition(f"cat > {file} <<'END'\n")[2].partition("END\n")[0]
+
+
+@needs_root
+@pytest.mark.skipif(socket_activate is None, reason="no systemd-socket-activate")
+def test_system_unit(daemon: str) -> None:
+    """Started by its socket, it says that it is ready; ExecReload does; it is messagebus's."""
+    unit = install_units.text("system", daemon, [])
+    with ExitStack() as stack:
+        told = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+        # Not below pytest's directory, which is closed to messagebus.
+        notify = f"jitney-test-{os.getpid()}"
+        told.bind(f"\0{notify}")
+        told.settimeout(15)
+        process = stack.enter_context(
+            running_inside(
+                [str(socket_activate), f"--listen={SOCKET}",
+                 f"--setenv=NOTIFY_SOCKET=@{notify}", *words_of(unit, "ExecStart")],
+                stderr=subprocess.DEVNULL,
+            )
+        )  # fmt: skip
+        client = stack.enter_context(bus_of(process))
+        assert b"READY=1" in told.recv(4096)
+        assert Path(f"/proc/{process.pid}").owner() == "messagebus"
+        assert client.reply_to(client.driver(b"GetId")).body
+        reload = ["nsenter", f"--mount=/proc/{process.pid}/ns/mnt", *words_of(unit, "ExecReload")]
+        assert subprocess.run(reload, capture_output=True, timeout=30, check=False).returncode == 0
+        # Helpers must be able to become root.
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        assert "NoNewPrivs:\t0\n" in status
+
+
+@pytest.mark.skipif(socket_activate is None, reason="no systemd-socket-activate")
+def test_user_unit(daemon: str, tmp_path: Path) -> None:
+    unit = install_units.text("user", daemon, [])
+    path = tmp_path / "bus"
+    process = subprocess.Popen(
+        [str(socket_activate), f"--listen={path}", *words_of(unit, "ExecStart")],
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        deadline = time.monotonic() + 15
+        while not path.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        with RawClient(f"unix:path={path}", timeout=15) as client:
+            client.hello()
+            assert client.reply_to(client.driver(b"GetId")).body
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@needs_root
+@pytest.mark.parametrize("kind", ["runit", "s6"])
+def test_run_file(daemon: str, kind: str, tmp_path: Path) -> None:
+    lines = install_lines.lines(kind, "system", daemon)
+    place = "/etc/sv/jitney/run" if kind == "runit" else '"$source/$name/run"'
+    run = tmp_path / "run"
+    run.write_text(heredoc(lines, place))
+    run.chmod(0o755)
+    with ExitStack() as stack:
+        ready, told = os.pipe()
+        stack.callback(os.close, ready)
+        try:
+            if kind == "s6":
+                # Descriptor 3 is told one line as soon as there is a bus.
+                command = ["bash", "-c", f'exec "$1" 3>&{told}', "bash", str(run)]
+            else:
+                command = [str(run)]
+            process = stack.enter_context(
+                running_inside(command, pass_fds=(told,), stdout=subprocess.DEVNULL)
+            )
+        finally:
+            os.close(told)
+        if kind == "s6":
+            assert os.read(ready, 4096).endswith(b"\n")
+        with bus_of(process) as client:
+            assert client.reply_to(client.driver(b"GetId")).body
+
+
+@needs_root
+def test_container_with_a_system_bus(daemon: str, tmp_path: Path) -> None:
+    entry = tmp_path / "entrypoint.sh"
+    lines = install_lines.lines("container", "system", daemon)
+    entry.write_text(heredoc(lines, "/entrypoint.sh"))
+    entry.chmod(0o755)
+    with running_inside([str(entry), "sleep", "60"]) as process, bus_of(process) as client:
+        assert client.reply_to(client.driver(b"GetId")).body
+        assert b"sleep" in Path(f"/proc/{process.pid}/cmdline").read_bytes()
+
+
+@pytest.mark.parametrize("kind", install_lines.KINDS)
+def test_session_of_a_program(
+    daemon: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What would start the session starts a program that finds its bus."""
+    monkeypatch.delenv("DBUS_SESSION_BUS_ADDRESS", raising=False)
+    lines = install_lines.lines(kind, "user", daemon)
+    if kind == "container":
+        scripts = [heredoc(lines, "/entrypoint.sh")]
+    else:
+        scripts = [
+            line.replace("startxfce4", '"$@"') for line in lines.splitlines() if line[:5] == "exec "
+        ]
+        assert len(scripts) == 2
+    for script in scripts:
+        if "dbus-run-session" in script and shutil.which("dbus-run-session") is None:
+            continue
+        done = subprocess.run(
+            ["sh", "-c", script, "sh", "sh", "-c", 'echo "$DBUS_SESSION_BUS_ADDRESS"'],
+            capture_output=True, text=True, timeout=50, check=True,
+        )  # fmt: skip
+        assert done.stdout.startswith("unix:"), done.stderr
