@@ -15,6 +15,7 @@ import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from . import install_policy as policy
 from . import install_units as units
 from .install_changes import Changes, Conflict, Tree
 
@@ -80,15 +81,27 @@ def install(place: Place, daemon: str) -> Changes:
     if tree.exists(place.unit) and (old is None or not units.is_ours(old)):
         raise Conflict(f"{place.unit} was not written by `jitney install`; move it away")
     missing = list(_missing(tree, place.folder))
+    if place.scope == "system":
+        missing += [folder for folder in _missing(tree, policy.FOLDER) if folder not in missing]
     for folder in missing:
         changes.make_directory(folder)
     noted = units.made_directories(old) if old is not None else []
     text = units.text(place.scope, daemon, [*noted, *missing])
     if old != text.encode(errors="surrogateescape"):
         changes.write(place.unit, text)
+    if place.scope == "system":
+        _write_policy(tree, changes)
     if not place.is_our_alias():
         _take_alias(place, changes)
     return changes
+
+
+def _write_policy(tree: Tree, changes: Changes) -> None:
+    old = tree.data(policy.PATH)
+    if tree.exists(policy.PATH) and (old is None or not policy.is_ours(old)):
+        raise Conflict(f"{policy.PATH} was not written by `jitney install`; move it away")
+    if old != policy.TEXT.encode():
+        changes.write(policy.PATH, policy.TEXT)
 
 
 def _take_alias(place: Place, changes: Changes) -> None:
@@ -124,10 +137,12 @@ def uninstall(place: Place) -> Changes:
             changes.remove(place.alias)
     elif saved:
         changes.remove(place.saved)
+    if place.scope == "system" and policy.is_ours(tree.data(policy.PATH) or b""):
+        changes.remove(policy.PATH)
     if data is not None:
         changes.remove(place.unit)
         for folder in reversed(units.made_directories(data)):
-            if f"{place.folder}/".startswith(f"{folder}/"):
+            if any(f"{ours}/".startswith(f"{folder}/") for ours in (place.folder, policy.FOLDER)):
                 changes.remove_directory(folder)
     return changes
 

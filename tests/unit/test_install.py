@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from jitney.compat import command, install_lines, install_plan, install_units
+from jitney.compat import command, install_lines, install_plan, install_policy, install_units
 from jitney.compat.install_changes import Changes, Tree
 
 DAEMON = "/opt/jitney/bin/jitney-daemon"
@@ -142,6 +142,26 @@ def test_there_and_back(machine: Machine, before: Shot) -> None:
     assert changed <= {str(machine.alias.relative_to(machine.root))}
     assert machine.run("uninstall") == 0
     assert snapshot(machine.root) == before
+
+
+def test_root_may_ask_the_system_bus(tmp_path: Path) -> None:
+    """The file lets root, and nobody else, call our own interfaces under Debian's configuration."""
+    folder = tmp_path / "system.d"
+    folder.mkdir()
+    (folder / "org.jitney.conf").write_text(install_policy.TEXT)
+    file = tmp_path / "bus.conf"
+    file.write_text(
+        """<busconfig><listen>unix:tmpdir=/tmp</listen><policy context="default">
+        <deny send_type="method_call"/></policy><includedir>system.d</includedir></busconfig>"""
+    )
+    words = ["explain", "--config", str(file), "--destination", "org.freedesktop.DBus"]
+    for name in install_policy.INTERFACES:
+        asked = [*words, "--interface", name, "--member", "Any"]
+        assert command.main([*asked, "--sender-user", "root"]) == 0
+        assert command.main([*asked, "--sender-user", "daemon"]) == 1
+    other = [*words, "--interface", "org.example.Other", "--member", "Any"]
+    assert command.main([*other, "--sender-user", "root"]) == 1
+    assert command.main(["check-config", str(folder / "org.jitney.conf")]) == 0
 
 
 def test_again_changes_nothing(
@@ -345,6 +365,7 @@ def test_write_that_fails(
         raise OSError(28, "No space left on device")
 
     machine.unit.parent.mkdir(parents=True)
+    (machine.root / "etc/dbus-1/system.d").mkdir(parents=True)
     before = snapshot(machine.root)
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", refuse)
