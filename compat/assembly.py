@@ -8,6 +8,7 @@ and swaps them in afterwards, so that one which fails changes nothing.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from .errors import ACCESS_DENIED, DBusError
 from .front import Front, loginfo
 from .hub import Hub
 from .listen import new_guid
+from .snapshot import about_daemon
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -82,6 +84,9 @@ class BusContext:
             "PeakOutgoingFDs": conn.peak_fds,
             "org.jitney.DroppedMessages": conn.dropped,
         }
+
+    def about(self) -> Mapping[str, Any]:
+        return about_daemon(self.service, self.daemon)
 
 
 class Peaks:
@@ -148,7 +153,9 @@ class BusService:
         self.daemon = daemon
         self.log = daemon.log
         self.peaks = Peaks()
+        self.started = time.monotonic()
         self.bus = Bus(config.limits(), guid=new_guid())
+        self.bus.metered = daemon.options.metered
         self.front = Front(self.bus, PolicySet(config.policy_spec()), daemon.log)
         self.bus.front = self.front
         self.activator = Activator(

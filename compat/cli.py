@@ -48,6 +48,8 @@ class Options:
     systemd_activation: bool = False
     busy_poll: int = 0
     """Our own, so not in the usage: microseconds to look for messages before going to sleep."""
+    metered: bool = True
+    """Our own: whether messages are counted by peer, user and name."""
 
 
 class Exit(Exception):
@@ -117,6 +119,8 @@ def _read(
         options.systemd_activation = True
     elif word.startswith("--busy-poll="):
         options.busy_poll = _microseconds(word.partition("=")[2])
+    elif word == "--no-metrics":
+        options.metered = False
     elif word == "--nopidfile":
         options.write_pidfile = False
     elif word in ("--system", "--session"):
