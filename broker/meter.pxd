@@ -16,8 +16,8 @@ cdef class Histogram:
 cdef class Counts:
     cdef uint64_t[5] sent
     cdef uint64_t[5] received
-    cdef uint64_t sent_bytes
-    cdef uint64_t received_bytes
+    cdef readonly uint64_t sent_bytes
+    cdef readonly uint64_t received_bytes
     cdef readonly uint64_t denied
     cdef readonly uint64_t limited
     cdef public uint64_t dropped

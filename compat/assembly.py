@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .activation import Service as ActivatableService
     from .config import Plain
     from .daemon import Daemon
+    from .exposition import Exposition
 
 
 class BusContext:
@@ -178,6 +179,11 @@ class BusService:
         self.watch.watch(self.watched(config))
         self.activator.use_watch(self.watch)
         self.hub.start(loop, daemon.listeners)
+        self.exposition: Exposition | None = None
+        if daemon.metrics:
+            from .exposition import Exposition
+
+            self.exposition = Exposition(self, loop, daemon.metrics, self.front.log)
 
     def settings(self, config: Plain) -> Settings:
         daemon = self.daemon
@@ -210,6 +216,8 @@ class BusService:
         self.hub.flush()
 
     def close(self) -> None:
+        if self.exposition is not None:
+            self.exposition.close()
         self.watch.close()
         self.activator.close()
         self.hub.stop()

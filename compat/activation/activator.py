@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -80,7 +81,8 @@ class Activator:
 
     `services`: what can be started; `book`: who waits for what; `environment`: what services get,
     as UpdateActivationEnvironment left it; `spawner.children`: the processes started so far that
-    still run. All of it is plain data to look at.
+    still run; `asked`: how often a user's message began to start something; `outcomes`: how often
+    the start of a name "succeeded" or "failed". All of it is plain data to look at.
     """
 
     def __init__(
@@ -102,6 +104,8 @@ class Activator:
         self.callers = self.book.callers
         self.environment = environment.inherited(os.environb if environ is None else environ)
         self.spawner = Spawner(loop)
+        self.asked: Counter[int | None] = Counter()
+        self.outcomes: Counter[tuple[bytes, str]] = Counter()
 
     # What the front asks
 
@@ -148,6 +152,7 @@ class Activator:
         entries = self._end(pending)
         if pending.child is not None:
             pending.child.on_exit = None
+        self.outcomes[name, "succeeded"] += 1
         self.context.log("info", f"Successfully activated service '{pending.shown}'")
         for entry in entries:
             if not entry.auto and entry.conn.state == ACTIVE:
@@ -293,12 +298,14 @@ class Activator:
         pending = self._begin(name, service, entry)
         if service is None:
             return
+        self.asked[getattr(conn.user, "uid", None)] += 1
         try:
             if self.settings.systemd and service.file.systemd_service is not None:
                 self._ask_systemd(conn, pending, service.file.systemd_service)
             else:
                 self._spawn(conn, pending, service)
         except DBusError:
+            self.outcomes[name, "failed"] += 1
             self._end(pending)
             raise
 
@@ -410,6 +417,7 @@ class Activator:
 
     def _fail(self, pending: Pending, error: DBusError) -> None:
         """Ends an activation; everyone who waits for it gets the error."""
+        self.outcomes[pending.name, "failed"] += 1
         if pending.child is not None:
             pending.child.on_exit = None
         for entry in self._end(pending):
