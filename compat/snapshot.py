@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from jitney.broker.connection import MONITOR
 from jitney.broker.limits import USER_OBJECTS
 
+from . import matchrule
+
 if TYPE_CHECKING:
     from jitney.broker.accounting import User
     from jitney.broker.bus import Bus
@@ -93,9 +95,12 @@ def peer(conn: Connection, bus: Bus, moment: int) -> Record:
     return record
 
 
-def calls(conn: Connection, bus: Bus, moment: int) -> Record:
-    """Who waits for its replies, the longest first, and some of those for whose it waits."""
+def details(conn: Connection, bus: Bus, moment: int) -> Record:
+    """Who waits for its replies, the longest first, and some of those for whose it waits; some of
+    its match rules; who fills the queues of its user's connections."""
     return {
+        "filled_by": user(conn.user)["filled_by"],
+        "rules": [matchrule.format(rule) for rule in conn.some_rules(0, SHOWN)],
         "owed": [
             (text(caller.unique_name), serial, max(0, moment - since))
             for caller, serial, since in bus.replies.owed(conn, SHOWN)

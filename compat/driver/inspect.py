@@ -52,7 +52,7 @@ def get_peer(driver: Driver, conn: Connection, msg: Message) -> bytes | None:
     if peer is None:
         raise DBusError(INVALID_ARGS, "the bus itself is no peer: see GetStatus")
     moment = snapshot.now(bus)
-    return _json(snapshot.peer(peer, bus, moment) | snapshot.calls(peer, bus, moment))
+    return _json(snapshot.peer(peer, bus, moment) | snapshot.details(peer, bus, moment))
 
 
 def _peers(driver: Driver, cursor: str) -> Found:

@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import json
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -46,9 +47,11 @@ def add_json(made: argparse.ArgumentParser) -> None:
 
 
 class Bus:
-    """A bus that is asked. Raises NoAnswer wherever it cannot be, or will not tell."""
+    """A bus that is asked, from any thread. Raises NoAnswer wherever it cannot be asked, or will
+    not tell."""
 
     def __init__(self, options: argparse.Namespace) -> None:
+        self.lock = threading.Lock()
         with _answered():
             self.client = Client(options.address or standard_address(options.bus))
 
@@ -73,7 +76,7 @@ class Bus:
         return self._ask("GetPeer", name)
 
     def _ask(self, member: str, *names: str) -> Record:
-        with _answered():
+        with self.lock, _answered():
             (text,) = self.client.call(
                 member, "s" * len(names), *names, interface=INSPECT.encode()
             )
@@ -84,14 +87,14 @@ class Bus:
         """All "Peers", "Users", "Names", "Matches", or what is "Pressed", page by page."""
         found: list[Record] = []
         cursor = ""
-        with _answered():
-            while True:
+        while True:
+            with self.lock, _answered():
                 text, cursor = self.client.call(
                     f"List{what}", "s", cursor, interface=INSPECT.encode()
                 )
                 found += json.loads(text)
-                if not cursor:
-                    return found
+            if not cursor:
+                return found
 
 
 @contextlib.contextmanager
