@@ -201,7 +201,7 @@ class Bus(Router):
                 f'Connection "{conn.label}" is not allowed to own the service "{_shown(text)}" due '
                 "to security policies in the configuration file",
             )
-            self.front.denied(refused.text, conn.policy)
+            self.front.denied(refused.text, conn.policy, conn=conn, reason="own", name=_shown(text))
             raise refused
         limit = self.limits.max_names_per_connection
         # The unique name counts, as in dbus-daemon.
@@ -212,7 +212,14 @@ class Bus(Router):
                 "(increase limits in configuration file if required; "
                 f"max_names_per_connection={limit})",
             )
-            self.front.log("warning", refused.text)
+            self.front.log(
+                "warning",
+                refused.text,
+                "limit",
+                conn=conn,
+                reason="max_names_per_connection",
+                name=_shown(text),
+            )
             raise refused
         result = self.names.request(conn, text, flags)
         held = len(conn.names)

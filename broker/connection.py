@@ -31,10 +31,10 @@ class Connection:
 
     `names`: every name it owns or is queued for, oldest first; `owned`: those it is primary
     owner of; `rules`: its match rules, oldest first, kept in `rule_table` by what they say;
-    `calls`: replies it waits for; `owes`: replies it is to give, the latest call first, `owes_first`
-    the first, `n_owes` how many; `referers`: rules of others that name it; `send_open` and the
-    like: see `policy.ClientPolicy`. `since`: when it said Hello; `counts`: what it did since, see
-    `meter`, None if nobody counts.
+    `calls`: replies it waits for; `owes`: replies it is to give, the latest call first,
+    `owes_first` the first, `n_owes` how many; `referers`: rules of others that name it;
+    `send_open` and the like: see `policy.ClientPolicy`. `since`: when it said Hello; `counts`: what
+    it did since, see `meter`, None if nobody counts.
 
     `tallies`: what it sent to single receivers and still waits there, by the receivers' user;
     `tally` is the one used last, `own_tally` that of its own user.

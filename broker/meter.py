@@ -79,9 +79,10 @@ class Counts:
     """Of one connection, one user or one name.
 
     `sent`, `received`: messages by type; what is received was put into a queue, and `gone` out of
-    it to the socket. `denied`: refused for the policy, `limited`: for a limit; `dropped`: broadcasts
-    that found the queue full. `replies`: how long its callers waited for its replies; `waits`: how
-    long messages waited in its queue, those aside that went out in the round that brought them."""
+    it to the socket. `denied`: refused for the policy, `limited`: for a limit; `dropped`:
+    broadcasts that found the queue full. `replies`: how long its callers waited for its replies;
+    `waits`: how long messages waited in its queue, those aside that went out in the round that
+    brought them."""
 
     def __init__(self) -> None:
         self.sent_bytes = 0

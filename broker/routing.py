@@ -270,6 +270,11 @@ class Router:
                 "warning",
                 f'The maximum number of pending replies for "{conn.label}" has been reached '
                 f"(max_replies_per_connection={self.max_replies})",
+                "limit",
+                conn=conn,
+                dest=dest,
+                msg=msg,
+                reason="max_replies_per_connection",
             )
             self.refuse(
                 conn,
@@ -552,7 +557,8 @@ class Router:
         self.n_denied += 1
         matched = policy.matched if policy is not None else 0
         text = self.front.complaint(conn, proposed, msg, complaint, matched, requested)
-        self.front.denied(text, policy)
+        event = "denied" if policy is not None else "full"
+        self.front.denied(text, policy, event, conn=conn, dest=proposed, msg=msg, reason=complaint)
         self.refuse(conn, msg, code, text)
 
     def refuse(self, conn: Connection, msg: Message, code: str, text: str) -> None:

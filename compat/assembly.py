@@ -114,8 +114,8 @@ class ActivationContext:
         self.bus = bus
         self.front = front
 
-    def log(self, severity: str, text: str) -> None:
-        self.front.log(severity, text)
+    def log(self, severity: str, text: str, event: str = "", **about: Any) -> None:
+        self.front.log(severity, text, event, **about)
 
     def describe(self, conn: Connection) -> str:
         return loginfo(conn)
@@ -131,7 +131,7 @@ class ActivationContext:
         text = self.front.complaint(
             conn, None, msg, "Rejected send message", conn.policy.matched, False
         )
-        self.front.denied(text, conn.policy)
+        self.front.denied(text, conn.policy, conn=conn, msg=msg, reason="Rejected send message")
         raise DBusError(ACCESS_DENIED, text)
 
     def reply(

@@ -50,6 +50,10 @@ class Options:
     """Our own, so not in the usage: microseconds to look for messages before going to sleep."""
     metered: bool = True
     """Our own: whether messages are counted by peer, user and name."""
+    log_json: bool = False
+    """Our own: standard error gets JSON lines."""
+    log_journal: bool = False
+    """Our own: the system log is systemd-journald's, and gets fields."""
     metrics: list[str] = field(default_factory=list)
     """Our own: where these numbers can be read; see `places.check`."""
 
@@ -123,6 +127,10 @@ def _read(
         options.busy_poll = _microseconds(word.partition("=")[2])
     elif word == "--no-metrics":
         options.metered = False
+    elif word == "--log-format=json":
+        options.log_json = True
+    elif word == "--log-format=journal":
+        options.log_journal = True
     elif word.startswith("--metrics="):
         options.metrics.append(_place(word.partition("=")[2]))
     elif word == "--nopidfile":

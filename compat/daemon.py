@@ -176,7 +176,12 @@ class Daemon:
         options = self.options
         self.config = config
         syslog = config.syslog if options.syslog is None else options.syslog
-        self.log = Log(stderr=not (syslog and options.syslog_only), syslog=syslog)
+        self.log = Log(
+            stderr=not (syslog and options.syslog_only),
+            syslog=syslog,
+            json=options.log_json,
+            journal=options.log_journal,
+        )
         self.log.prefix = prefix_for(config.type)
         self._warn_of_config()
         if config.apparmor == "required":

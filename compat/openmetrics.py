@@ -146,7 +146,7 @@ async def collect(service: BusService) -> Families:
     if totals.rest.sent_bytes or totals.rest.received_bytes:
         families.add_counts("name", 'name=""', totals.rest)
     activator = service.activator
-    for (uid, n) in activator.asked.items():
+    for uid, n in activator.asked.items():
         families.add("jitney_user_activations", n, _uid(uid))
     for (name, outcome), n in activator.outcomes.items():
         labels = f'name="{snapshot.text(name)}",outcome="{outcome}"'

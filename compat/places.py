@@ -1,7 +1,7 @@
 """Places where metrics can be read, as the command line names them, and their sockets.
 
-Invariant: metrics leave the machine nowhere: a socket in the file system for its owner alone, TCP on
-loopback, or a file. Nothing here needs the event loop.
+Invariant: metrics leave the machine nowhere: a socket in the file system for its owner alone, TCP
+on loopback, or a file. Nothing here needs the event loop.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ PRESSED = 0.5
 
 
 def now(bus: Bus) -> int:
-    """The time, in the microseconds of `Accounts.moment`; that of a bus that does not count is 0."""
+    """The time, as `Accounts.moment` has it: always 0 where a bus does not count."""
     return int(bus.clock() * 1_000_000) if bus.metered else 0
 
 
@@ -113,7 +113,7 @@ def details(conn: Connection, bus: Bus, moment: int) -> Record:
 
 
 def user(who: User) -> Record:
-    """One user: what its connections have, what they keep of others', and who fills their queues."""
+    """One user: what its connections have and keep of others', and who fills their queues."""
     shares = sorted(
         (share for share in who.shares.values() if share.bytes or share.fds),
         key=lambda share: share.bytes,
@@ -210,7 +210,9 @@ def about_bus(bus: Bus) -> Record:
         "dropped": bus.n_dropped,
         "counted": bus.metered,
         "limits": dict(vars(bus.limits)),
-        "near": _near("bus", ("max_completed_connections", connections, bus.limits.max_completed_connections)),
+        "near": _near(
+            "bus", ("max_completed_connections", connections, bus.limits.max_completed_connections)
+        ),
     }
 
 

@@ -35,8 +35,8 @@ SUCCESS, ALREADY_RUNNING = 1, 2
 class Context(Protocol):
     """What activation needs of the front, besides the bus."""
 
-    def log(self, severity: str, text: str) -> None:
-        """severity: "info", "warning" or "security"."""
+    def log(self, severity: str, text: str, event: str = "", **about: Any) -> None:
+        """severity: "info", "warning" or "security"; what it is about: see `events.fields`."""
 
     def describe(self, conn: Any) -> str:
         """Who a connection is, for the log: `uid=0 pid=1 comm="init"`."""
@@ -153,7 +153,13 @@ class Activator:
         if pending.child is not None:
             pending.child.on_exit = None
         self.outcomes[name, "succeeded"] += 1
-        self.context.log("info", f"Successfully activated service '{pending.shown}'")
+        self.context.log(
+            "info",
+            f"Successfully activated service '{pending.shown}'",
+            "activated",
+            conn=owner,
+            name=pending.shown,
+        )
         for entry in entries:
             if not entry.auto and entry.conn.state == ACTIVE:
                 self.context.reply(entry.conn, entry.msg, "u", (SUCCESS,))
@@ -212,6 +218,9 @@ class Activator:
                 "security",
                 f"Ignoring forged ActivationFailure message from connection {sender} "
                 f"({self.context.describe(conn)})",
+                "forged",
+                conn=conn,
+                msg=msg,
             )
             return
         if not self.settings.systemd:
@@ -345,7 +354,10 @@ class Activator:
         whom = f"requested by '{conn.unique_name.decode()}' ({self.context.describe(conn)})"
         owner = self.bus.lookup(systemd.NAME)
         if owner is not None:
-            self.context.log("info", f"Activating via systemd: {what} {whom}")
+            self.context.log(
+                "info", f"Activating via systemd: {what} {whom}", "activating", conn=conn,
+                name=pending.shown, unit=unit,
+            )  # fmt: skip
             self.bus.emit(owner, wire)
             return
         self.context.log("info", f"Activating systemd to hand-off: {what} {whom}")
@@ -372,6 +384,9 @@ class Activator:
             "info",
             f"Activating service name='{pending.shown}' requested by "
             f"'{conn.unique_name.decode()}' ({self.context.describe(conn)}){how}",
+            "activating",
+            conn=conn,
+            name=pending.shown,
         )
         try:
             pending.child = self.spawner.start(
@@ -383,7 +398,10 @@ class Activator:
                 settings.to_journal,
             )
         except DBusError as error:
-            self.context.log("info", f"Failed to activate service {pending.shown}: {error.text}")
+            self.context.log(
+                "info", f"Failed to activate service {pending.shown}: {error.text}",
+                "activation-failed", conn=conn, name=pending.shown, reason=error.text,
+            )  # fmt: skip
             raise
 
     # Failing
@@ -397,7 +415,10 @@ class Activator:
             return
         if pending.helper and error.name == errors.SPAWN_CHILD_EXITED:
             error = helper.failure(os.waitstatus_to_exitcode(child.status or 0))
-        self.context.log("info", f"Activated service '{pending.shown}' failed: {error.text}")
+        self.context.log(
+            "info", f"Activated service '{pending.shown}' failed: {error.text}",
+            "activation-failed", name=pending.shown, reason=error.text,
+        )  # fmt: skip
         # What was to start the same program will not come either.
         for other in list(self.book.names.values()):
             if other is not pending and other.exec is not None and other.exec == pending.exec:
@@ -410,7 +431,9 @@ class Activator:
             f"Failed to activate service '{pending.shown}': timed out "
             f"(service_start_timeout={self.bus.limits.service_start_timeout}ms)"
         )
-        self.context.log("warning", text)
+        self.context.log(
+            "warning", text, "activation-failed", name=pending.shown, reason="timed out"
+        )
         if pending.child is not None:
             pending.child.kill()
         self._fail(pending, DBusError(errors.TIMED_OUT, text))

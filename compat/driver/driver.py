@@ -273,7 +273,7 @@ class Driver:
             f"rejected attempt to call {method} by connection {conn.label}"
             f" ({loginfo(conn)}) with {who}"
         )
-        self.front.log("security", text)
+        self.front.log("security", text, "denied", conn=conn, reason="privileged", method=method)
         if conn.counts is not None:
             conn.counts.refused(REFUSED)
         raise DBusError(ACCESS_DENIED, text)

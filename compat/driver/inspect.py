@@ -170,11 +170,11 @@ INTERFACE = Interface(
     [
         Method("GetStatus", "", "s", get_status, privileged=True),
         Method("GetPeer", "s", "s", get_peer),
-        Method("ListPeers", "s", "ss", _list(_peers), privileged=True),
-        Method("ListUsers", "s", "ss", _list(_users), privileged=True),
-        Method("ListNames", "s", "ss", _list(_names), privileged=True),
-        Method("ListMatches", "s", "ss", _list(_matches), privileged=True),
-        Method("ListPressed", "s", "ss", _list(_pressed), privileged=True),
+        Method("PeersFrom", "s", "ss", _list(_peers), privileged=True),
+        Method("UsersFrom", "s", "ss", _list(_users), privileged=True),
+        Method("NamesFrom", "s", "ss", _list(_names), privileged=True),
+        Method("MatchesFrom", "s", "ss", _list(_matches), privileged=True),
+        Method("PressedFrom", "s", "ss", _list(_pressed), privileged=True),
     ],
     feature=True,
 )

@@ -1,8 +1,8 @@
 """Asking: what all commands that look into a bus have in common.
 
-Invariant: whatever keeps a bus from answering is a `NoAnswer` with a text for people; a command ends
-with it on standard error and status 2. Users, commands and control groups are looked up here, not
-by the bus: of a process that is gone, or that another pid namespace hides, they are unknown.
+Invariant: whatever keeps a bus from answering is a `NoAnswer` with a text for people; a command
+ends with it on standard error and status 2. Users, commands and control groups are looked up here,
+not by the bus: of a process that is gone, or that another pid namespace hides, they are unknown.
 """
 
 from __future__ import annotations
@@ -31,9 +31,7 @@ class NoAnswer(Exception):
 
 def parser(command: str, about: str) -> argparse.ArgumentParser:
     """The options that say which bus is meant."""
-    made = argparse.ArgumentParser(
-        prog=f"jitney {command}", description=about, allow_abbrev=False
-    )
+    made = argparse.ArgumentParser(prog=f"jitney {command}", description=about, allow_abbrev=False)
     where = made.add_mutually_exclusive_group()
     where.add_argument("--address", help="ask the bus that runs at this address")
     where.add_argument(
@@ -77,9 +75,7 @@ class Bus:
 
     def _ask(self, member: str, *names: str) -> Record:
         with self.lock, _answered():
-            (text,) = self.client.call(
-                member, "s" * len(names), *names, interface=INSPECT.encode()
-            )
+            (text,) = self.client.call(member, "s" * len(names), *names, interface=INSPECT.encode())
             found: Record = json.loads(text)
             return found
 
@@ -90,7 +86,7 @@ class Bus:
         while True:
             with self.lock, _answered():
                 text, cursor = self.client.call(
-                    f"List{what}", "s", cursor, interface=INSPECT.encode()
+                    f"{what}From", "s", cursor, interface=INSPECT.encode()
                 )
                 found += json.loads(text)
             if not cursor:
@@ -131,7 +127,7 @@ def run(command: str, options: argparse.Namespace, show: Callable[[Bus], None]) 
         return UNUSABLE
     except BrokenPipeError:
         # Whoever reads has seen enough; Python would complain once more at the end.
-        sys.stdout = None  # type: ignore[assignment]
+        sys.stdout = None
         return 1
     return 0
 

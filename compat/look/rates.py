@@ -82,7 +82,9 @@ def rows(
         earlier = before.peers.get(name) if before is not None else None
         waits = record.get("waits_at", [])
         program, group = identity(record)
-        replies = _since(record.get("replies"), earlier and earlier.get("replies"))
+        replies = _since(
+            record.get("replies"), earlier.get("replies") if earlier is not None else None
+        )
         found.append(
             Row(
                 peer=name,

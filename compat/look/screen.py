@@ -19,6 +19,7 @@ from textual.widgets import DataTable, Footer, Input, Static
 
 from . import asking, figures, rates
 from .asking import Bus, NoAnswer, Record
+from .closer import describe
 
 SHOWN = 200
 """Rows. Who is looked for and not among the first ones is found with a filter."""
@@ -228,69 +229,3 @@ class Peer(Screen[None]):
 
     def show(self, text: str) -> None:
         self.query_one("#about", Static).update(text)
-
-
-def describe(record: Record) -> str:
-    """A connection in full."""
-    size, duration = figures.size, figures.duration
-    sent, received = record.get("sent"), record.get("received")
-    lines = [
-        f"{record['name']}  {'monitor, ' if record['monitor'] else ''}here for "
-        f"{duration(record['age_us'])}",
-        "",
-        f"user      {record['user']} ({record['uid']})",
-        f"process   {record['pid'] or '?'} {record['command']}",
-        f"cgroup    {record['cgroup'] or '?'}",
-        f"names     {' '.join(record['names']) or '-'}"
-        + (f", waits for {record['n_waits_for']} more" if record["n_waits_for"] else ""),
-    ]
-    if sent is not None and received is not None:
-        lines += [
-            "",
-            figures.table(
-                ("", "calls", "replies", "errors", "signals", "bytes"),
-                [
-                    ["sent", *map(str, sent[1:]), size(record["sent_bytes"])],
-                    ["received", *map(str, received[1:]), size(record["received_bytes"])],
-                ],
-                "calls replies errors signals bytes",
-            ),
-            "",
-            f"refused   {record['denied']} for the policy, {record['limited']} for limits; "
-            f"{record['dropped']} broadcasts missed",
-        ]
-    lines += [
-        f"queue     {record['queued_messages']} messages, {size(record['queued_bytes'])}, the first "
-        f"for {duration(record['queued_us'])}; at most {size(record['peak_bytes'])} so far",
-        "filled by "
-        + (
-            ", ".join(
-                f"{'the bus' if who == 'bus' else asking.user(who)} {size(nbytes)}"
-                for who, nbytes, _ in record["filled_by"]
-            )
-            or "nobody"
-        )
-        + " (all connections of its user)",
-        "holds     "
-        + (
-            ", ".join(
-                f"{size(nbytes)} of {asking.user(uid)}'s queues"
-                for uid, nbytes in record.get("waits_at", ())
-            )
-            or "nothing"
-        )
-        + ("; is not read from until that is less" if record["held"] else ""),
-    ]
-    replies = record.get("replies")
-    if replies:
-        parts = [(part, figures.percentile(replies, part)) for part in (0.5, 0.9, 0.99)]
-        shown = ", ".join(f"p{part * 100:g} {duration(us or 0)}" for part, us in parts)
-        lines.append(f"replies   {sum(replies)}: {shown}")
-    for title, key in (("owes a reply to", "owed"), ("waits for replies of", "awaited")):
-        calls = [f"{who} #{serial} {duration(us)}" for who, serial, us in record[key]]
-        if calls:
-            lines += ["", f"{title}", *(f"  {call}" for call in calls)]
-    if record["rules"]:
-        lines += ["", f"match rules ({record['matches']})"]
-        lines += [f"  {rule or '(everything)'}" for rule in record["rules"]]
-    return "\n".join(figures.clean(line) for text in lines for line in text.split("\n"))

@@ -39,20 +39,19 @@ def main(words: Sequence[str]) -> int:
 
 def text(found: Record) -> str:
     size, count = figures.size, figures.count
+    refused, dropped = count(found["denied"]), count(found["dropped"])
     kind = "compiled" if found["compiled"] else "plain Python"
     lines = [
         f"jitney {found['version']} ({kind}), pid {found['pid']}, user {asking.user(found['uid'])}",
         f"at {figures.clean(found['address'])}",
         f"up for {figures.duration(found['uptime_us'])}, {size(found['memory_bytes'])} of memory",
         "",
-        f"peers     {found['connections']}, {found['monitors']} of them monitors; "
-        f"{found['incomplete']} not through yet",
+        f"peers     {found['connections']}, {found['monitors']} of them monitors",
         f"names     {found['names']} owned or waited for, {len(found['starting'])} being started",
         f"matches   {found['matches']}",
         f"calls     {found['calls']} without a reply so far",
         f"queues    {size(found['queued_bytes'])}, {found['queued_fds']} descriptors",
-        f"messages  {count(found['messages'])}, of which {count(found['denied'])} were refused and "
-        f"{count(found['dropped'])} dropped on the way to somebody",
+        f"messages  {count(found['messages'])} came in; {refused} refused, {dropped} dropped",
     ]
     if found["log_lines_lost"]:
         lines.append(f"log       {found['log_lines_lost']} lines could not be written")
@@ -70,7 +69,9 @@ def text(found: Record) -> str:
             ]
             for record in found["near"][:_NEAREST]
         ]
-        lines += [f"  {line}" for line in figures.table(("USED", "WHO", "LIMIT", ""), rows).split("\n")]
+        lines += [
+            f"  {line}" for line in figures.table(("USED", "WHO", "LIMIT", ""), rows).split("\n")
+        ]
         if len(found["near"]) > _NEAREST:
             lines.append(f"  ... and {len(found['near']) - _NEAREST} more")
     else:
@@ -80,7 +81,16 @@ def text(found: Record) -> str:
 
 
 def _users(users: Sequence[Record]) -> str:
-    head = ("USER", "PEERS", "NAMES", "MATCHES", "CALLS", "QUEUED FOR IT", "OF IT QUEUED", "FILLED BY")
+    head = (
+        "USER",
+        "PEERS",
+        "NAMES",
+        "MATCHES",
+        "CALLS",
+        "QUEUED FOR IT",
+        "OF IT QUEUED",
+        "FILLED BY",
+    )
     rows = []
     for record in users:
         if record["bus"] and not record["sent_waiting_bytes"]:
