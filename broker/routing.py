@@ -126,6 +126,8 @@ class Router:
     def dispatch(self, conn: Connection, msg: Message) -> None:
         """Routes one valid message that `conn` sent."""
         self.n_messages += 1
+        if self.metered and not self.flushing:
+            self.look_at_clock()
         counts = conn.counts
         if counts is not None:
             counts.sent[msg.type if msg.type < 5 else 0] += 1

@@ -1,8 +1,8 @@
 """Exposition: where the metrics of a bus can be read: a socket that speaks HTTP, or a text file.
 
 Invariant: no reader makes the bus wait or grow: there are at most READERS of them, each has
-PATIENCE for all that it does, and one that comes when there are as many ends the oldest. The text is
-made at most once in FRESH, however often it is asked for. What goes wrong is a line in the log.
+PATIENCE for all that it does, and one that comes when there are as many ends the oldest. The text
+is made at most once in FRESH, however often it is asked for. What goes wrong is a line in the log.
 """
 
 from __future__ import annotations

@@ -23,10 +23,10 @@ def json_line(pid: int, tag: str, severity: str, text: str, fields: dict[str, An
     entry = {
         "time": datetime.now(UTC).isoformat(timespec="microseconds"),
         "tag": tag,
-        "pid": pid,
+        "bus_pid": pid,
         "severity": severity,
         "message": text,
-        **{("process" if key == "pid" else key): value for key, value in fields.items()},
+        **fields,
     }
     return json.dumps(entry).encode() + b"\n"
 

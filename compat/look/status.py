@@ -88,7 +88,7 @@ def _users(users: Sequence[Record]) -> str:
         "MATCHES",
         "CALLS",
         "QUEUED FOR IT",
-        "OF IT QUEUED",
+        "QUEUED BY IT",
         "FILLED BY",
     )
     rows = []
