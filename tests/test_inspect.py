@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import buses
@@ -205,22 +206,25 @@ def test_nobody_there(bus: buses.Daemon) -> None:
 
 @needs_root
 def test_who_may_see_what(bus: buses.Daemon) -> None:
-    with joined(bus, "a.b") as root, joined(bus, "a.c", uid=NOBODY) as nobody:
-        with joined(bus, uid=NOBODY) as sibling:
-            for member in ("GetStatus", *(f"{what}From" for what in LISTS)):
-                words = [] if member == "GetStatus" else [""]
-                assert ask(nobody, member, *words)[0] == "AccessDenied"
-                assert "AccessDenied" not in ask(root, member, *words)
-            # Of itself it may see all, by any of its names; of others nothing, nor if they are there.
-            for name in ("", nobody.unique_name, "a.c"):
-                assert ask(nobody, "GetPeer", name)["uid"] == NOBODY
-            texts = set()
-            for name in ("a.b", root.unique_name, sibling.unique_name, ":1.999", "not.there"):
-                error, text = ask(nobody, "GetPeer", name)
-                assert error == "AccessDenied"
-                texts.add(text)
-            assert len(texts) == 1
-            assert ask(root, "GetPeer", "a.c")["denied"] > 5
+    with (
+        joined(bus, "a.b") as root,
+        joined(bus, "a.c", uid=NOBODY) as nobody,
+        joined(bus, uid=NOBODY) as sibling,
+    ):
+        for member in ("GetStatus", *(f"{what}From" for what in LISTS)):
+            words = [] if member == "GetStatus" else [""]
+            assert ask(nobody, member, *words)[0] == "AccessDenied"
+            assert "AccessDenied" not in ask(root, member, *words)
+        # Of itself it may see all, by any of its names; of others not even if they are there.
+        for name in ("", nobody.unique_name, "a.c"):
+            assert ask(nobody, "GetPeer", name)["uid"] == NOBODY
+        texts = set()
+        for name in ("a.b", root.unique_name, sibling.unique_name, ":1.999", "not.there"):
+            error, text = ask(nobody, "GetPeer", name)
+            assert error == "AccessDenied"
+            texts.add(text)
+        assert len(texts) == 1
+        assert ask(root, "GetPeer", "a.c")["denied"] > 5
 
 
 def test_policy_decides_first() -> None:
@@ -256,7 +260,9 @@ def test_commands(bus: buses.Daemon, capsys: pytest.CaptureFixture[str]) -> None
         assert jitney(bus, "peers", "--json", "a.b") == 0
         (found,) = json.loads(capsys.readouterr().out)
         assert (found["name"], found["pid"]) == (one.unique_name, os.getpid())
-        assert found["cgroup"] == open("/proc/self/cgroup").read().split("0::")[1].split("\n")[0]
+        assert (
+            found["cgroup"] == Path("/proc/self/cgroup").read_text().split("0::")[1].split("\n")[0]
+        )
         assert jitney(bus, "names") == 0
         assert capsys.readouterr().out.splitlines()[1].split()[0] == "a.b"
         assert jitney(bus, "names", "--json") == 0

@@ -102,7 +102,11 @@ class Tmux:
 
     def tmux(self, *words: str, env: dict[str, str] | None = None) -> str:
         done = subprocess.run(
-            ["tmux", "-S", self.socket, *words], capture_output=True, env=env, timeout=20
+            ["tmux", "-S", self.socket, *words],
+            capture_output=True,
+            env=env,
+            timeout=20,
+            check=False,
         )
         return done.stdout.decode(errors="replace")
 

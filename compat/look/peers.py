@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from . import asking, figures
+from . import asking, closer, figures
 from .asking import Bus, Record
 
 _HEAD = (
@@ -26,7 +26,7 @@ def main(words: Sequence[str]) -> int:
         "calls that it owes a reply.",
     )
     asking.add_json(parser)
-    parser.add_argument("peer", nargs="*", metavar="NAME", help="only these")
+    parser.add_argument("peer", nargs="*", metavar="NAME", help="these, and all about them")
     options = parser.parse_args(words)
 
     def show(bus: Bus) -> None:
@@ -34,7 +34,12 @@ def main(words: Sequence[str]) -> int:
             found = [asking.identified(bus.peer(name)) for name in options.peer]
         else:
             found = [asking.identified(record) for record in bus.list("Peers")]
-        print(figures.dumped(found) if options.json else text(found))
+        if options.json:
+            print(figures.dumped(found))
+        elif options.peer:
+            print("\n\n".join(closer.describe(record) for record in found))
+        else:
+            print(text(found))
 
     return asking.run("peers", options, show)
 

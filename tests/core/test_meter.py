@@ -220,8 +220,7 @@ class Ledger(RuleBasedStateMachine):
             if who.totals is not None
         }
         found |= {
-            name: sum(total.traffic()[0])
-            for name, total in self.bus.name_totals.by_name.items()
+            name: sum(total.traffic()[0]) for name, total in self.bus.name_totals.by_name.items()
         }
         for key, value in found.items():
             assert value >= self.seen[key]

@@ -90,7 +90,7 @@ def test_order_and_filter() -> None:
     )
     busiest = [row.peer for row in rates.ordered(rows, "messages", False)]
     assert busiest[:4] == [":1.4", ":1.9", ":1.3", ":1.8"]
-    assert [row.peer for row in rates.ordered(rows, "messages", True)][0] == ":1.0"
+    assert next(row.peer for row in rates.ordered(rows, "messages", True)) == ":1.0"
     assert [row.peer for row in rates.ordered(rows, "peer", False)][-1] == ":1.11"
     assert [row.peer for row in rates.ordered(rows, "peer", False, ":1.1")] == [
         ":1.1", ":1.10", ":1.11",

@@ -122,7 +122,8 @@ def entries(bus: buses.Daemon) -> dict[str, dict[str, Any]]:
 
 def test_events_of_a_bus() -> None:
     extra = """<policy context="default">
-        <deny send_destination="a.b" send_interface="a.i" send_member="Off"/><deny own="a.no"/></policy>
+        <deny send_destination="a.b" send_interface="a.i" send_member="Off"/>
+        <deny own="a.no"/></policy>
         <limit name="max_outgoing_bytes">1000</limit>"""
     command = [*buses.jitney_command(), "--log-format=json"]
     with buses.running(command, extra=extra) as bus, RawClient(bus.address) as one:
