@@ -76,6 +76,7 @@ def test_status(bus: buses.Daemon) -> None:
     with joined(bus, "a.b", "a.c") as one, joined(bus, "a.b") as other:
         one.reply_to(one.driver(b"AddMatch", "s", ""))
         call(other, one)
+        other.reply_to(other.driver(b"GetId"))
         found = ask(one, "GetStatus")
         assert (found["connections"], found["names"], found["matches"]) == (2, 3, 1)
         assert (found["calls"], found["monitors"], found["starting"]) == (1, 0, [])
