@@ -51,13 +51,16 @@ class Broker:
         """A new process, which has answered a first client, on these CPUs (None: on all).
 
         BrokerError if it will not run."""
+        options = (config or Config()).options
+        if options and not self.name.startswith("jitney"):
+            raise BrokerError(f"has no {' '.join(options)}")
         folder = Path(tempfile.mkdtemp(prefix="jitney-bench-", dir=_base()))
         try:
             file = (config or Config()).write(folder)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
-        words = [word.format(folder=folder, config=file) for word in self.command]
+        words = [word.format(folder=folder, config=file) for word in (*self.command, *options)]
         return Running(self.name, words, folder, cpus, _environment())
 
 

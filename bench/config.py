@@ -61,10 +61,12 @@ class Config:
     `rules`: so many further policy rules, all of them about names that nobody owns or calls.
     `limits`: by the names of dbus-daemon(1), in place of those in LIMITS. Mind that dbus-broker
     counts bytes, descriptors and match rules by user: the limit times `max_connections_per_user`.
+    `options`: words for jitney's command line; no other broker can have such a configuration.
     """
 
     rules: int = 0
     limits: Mapping[str, int] = field(default_factory=dict)
+    options: tuple[str, ...] = ()
 
     def files(self, folder: Path) -> dict[str, str]:
         """Names, below `folder`, and contents of the files for a bus that listens on `folder`/bus.

@@ -240,6 +240,14 @@ SCENARIOS = (
     ),
     Scenario("pipelined", "64 calls outstanding", "calls", CALLS, calls(64), Bar(3.0, 6.5, 0.2)),
     Scenario(
+        "pipelined-uncounted", "64 calls outstanding, --no-metrics", "metrics", CALLS, calls(64),
+        config=Config(options=("--no-metrics",)),
+    ),
+    Scenario(
+        "pipelined-counted", "64 calls outstanding, metrics served", "metrics", CALLS, calls(64),
+        Bar(0.97), Config(options=("--metrics=unix:{folder}/metrics",)), like="pipelined-uncounted",
+    ),
+    Scenario(
         "pairs", "50 pairs, 8 calls outstanding each", "calls", CALLS, calls(8, 50),
         Bar(6.0, 15.0, 0.2),
     ),

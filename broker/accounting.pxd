@@ -2,6 +2,8 @@
 cimport cython
 from libc.stdint cimport int64_t
 
+from .meter cimport Counts
+
 cdef class User:
     cdef readonly object uid
     cdef readonly int64_t index
@@ -16,6 +18,7 @@ cdef class User:
     cdef readonly dict shares
     cdef readonly dict tallies
     cdef Tally latest
+    cdef public Counts totals
     cpdef bint idle(self)
 
 cdef class Share:
@@ -41,6 +44,7 @@ cdef class Accounts:
     cdef readonly list spare
     cdef readonly list released
     cdef readonly User bus
+    cdef public int64_t moment
     cpdef User user(self, object uid)
     @cython.locals(share=Share, tally=Tally)
     cpdef Tally tally(self, User sender, User receiver, object owner)

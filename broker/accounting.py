@@ -17,12 +17,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from .meter import Counts
+
 
 class User:
     """One user of the bus: a uid, or what stands for it. `index` is its place in Accounts.users.
 
     `tallies`: what it said to everybody, by the index of the receiving user; `latest` is the one
-    that was asked for last. What is said to one receiver alone is the connection's tally."""
+    that was asked for last. What is said to one receiver alone is the connection's tally.
+    `totals`: what its connections have done so far, see `meter`; None: nothing."""
 
     def __init__(self, uid: int | None, index: int) -> None:
         self.uid = uid
@@ -38,6 +41,7 @@ class User:
         self.shares: dict[int, Share] = {}
         self.tallies: dict[int, Tally] = {}
         self.latest: Tally | None = None
+        self.totals: Counts | None = None
 
     def idle(self) -> bool:
         """True when nothing is charged to this user any more, nor kept for it."""
@@ -83,7 +87,8 @@ class Tally:
 class Accounts:
     """All users by uid, and all tallies by the small number that queues note.
 
-    `released`: tallies of senders that may speak again; whoever set `held` takes them out."""
+    `released`: tallies of senders that may speak again; whoever set `held` takes them out.
+    `moment`: what the time is, in microseconds of the bus's clock, at the start of this round."""
 
     def __init__(self) -> None:
         self.by_uid: dict[int | None, User] = {}
@@ -91,6 +96,7 @@ class Accounts:
         self.tallies: list[Any] = []
         self.spare: list[int] = []
         self.released: list[Tally] = []
+        self.moment = 0
         # What the driver sends is nobody else's debt.
         self.bus = User(None, 0)
         self.users.append(self.bus)

@@ -2,13 +2,17 @@
 cimport cython
 from libc.stdint cimport int64_t
 
-from .accounting cimport Tally
+from .accounting cimport Tally, User
 from .connection cimport Connection
 from .match cimport MatchIndex, Rule
 from .mem cimport Map64
+from .meter cimport Counts
 from .routing cimport Router
 
 cdef class Bus(Router):
+    cdef readonly object name_totals
+    @cython.locals(counts=Counts, user=User, total=Counts)
+    cpdef settle(self, Connection conn)
     cpdef hello(self, Connection conn)
     cpdef announce(self, Connection conn)
     cpdef set_policy(self, Connection conn, object policy)

@@ -13,9 +13,10 @@ from typing import Any
 
 from .connection import ACTIVE, CLOSED, MONITOR, Connection
 from .errors import ACCESS_DENIED, INVALID_ARGS, LIMITS, NOT_FOUND, Refused
-from .limits import USER_OBJECTS
+from .limits import USER_OBJECTS, Limits
 from .match import MatchIndex, Rule
 from .mem import Map64
+from .meter import Counts, NameTotals
 from .queue import sender_field
 from .routing import DRIVER, Router
 from .syntax import is_bus_name
@@ -32,11 +33,35 @@ def _number(rule: Rule) -> int:
 class Bus(Router):
     """A bus: connections, names, matches, monitors and the accounts of its users."""
 
+    def __init__(self, limits: Limits | None = None, front: Any = None, guid: str = "") -> None:
+        super().__init__(limits, front, guid)
+        self.name_totals = NameTotals(self.names)
+
     # Coming and going
 
     def connect(self, uid: int | None) -> Connection:
         """A new connection of this user, not yet registered."""
-        return Connection(self.accounts, self.accounts.user(uid))
+        conn = Connection(self.accounts, self.accounts.user(uid))
+        if self.metered:
+            conn.counts = conn.queue.counts = Counts()
+        return conn
+
+    def settle(self, conn: Connection) -> None:
+        """Brings the totals of its user and names up to date with what the connection did."""
+        counts = conn.counts
+        if counts is None:
+            return
+        counts.dropped = conn.dropped
+        if not counts.changed():
+            return
+        user = conn.user
+        if user.totals is None:
+            user.totals = Counts()
+        counts.add_to(user.totals)
+        for text in conn.owned:
+            total = self.name_totals.of(text)
+            counts.add_to(total)
+        counts.settle()
 
     def hello(self, conn: Connection) -> None:
         """Registers `conn`: from here on it has an id and a unique name (kdbus: HELLO).
@@ -61,6 +86,7 @@ class Bus(Router):
         conn.unique_name = b":1.%d" % (self.last_id - 1)
         conn.field_le = sender_field(conn.unique_name, False)
         conn.state = ACTIVE
+        conn.since = self.accounts.moment
         conn.user.connections += 1
         self.connections[conn.id] = conn
         self.table.put(conn.id, conn)
@@ -94,6 +120,7 @@ class Bus(Router):
         state = conn.state
         conn.state = CLOSED
         conn.queue.clear()
+        self.settle(conn)
         if conn.id == 0:
             return
         self.settle_tallies(conn)
@@ -174,7 +201,7 @@ class Bus(Router):
                 f'Connection "{conn.label}" is not allowed to own the service "{_shown(text)}" due '
                 "to security policies in the configuration file",
             )
-            self.front.denied(refused.text, conn.policy)
+            self.front.denied(refused.text, conn.policy, conn=conn, reason="own", name=_shown(text))
             raise refused
         limit = self.limits.max_names_per_connection
         # The unique name counts, as in dbus-daemon.
@@ -185,7 +212,14 @@ class Bus(Router):
                 "(increase limits in configuration file if required; "
                 f"max_names_per_connection={limit})",
             )
-            self.front.log("warning", refused.text)
+            self.front.log(
+                "warning",
+                refused.text,
+                "limit",
+                conn=conn,
+                reason="max_names_per_connection",
+                name=_shown(text),
+            )
             raise refused
         result = self.names.request(conn, text, flags)
         held = len(conn.names)
@@ -211,6 +245,12 @@ class Bus(Router):
 
     def owner_changing(self, text: bytes, old: Connection | None, new: Connection | None) -> None:
         """A name is about to have another owner; the order of the signals is dbus-daemon's."""
+        if text[0] != 58:
+            # What they have done until now, they have done without it, or as its owner.
+            if old is not None:
+                self.settle(old)
+            if new is not None:
+                self.settle(new)
         front = self.front
         if old is not None:
             front.name_lost(old, text)

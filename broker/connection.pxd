@@ -3,6 +3,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from .accounting cimport Accounts, Tally, User
 from .mem cimport Map64
+from .meter cimport Counts
 from .queue cimport Queue
 
 cdef class Connection:
@@ -35,6 +36,10 @@ cdef class Connection:
     cdef Map64 calls
     cdef readonly int64_t n_calls
     cdef object owes
+    cdef object owes_first
+    cdef readonly int64_t n_owes
+    cdef readonly int64_t since
+    cdef public Counts counts
     cdef uint64_t stamp
     cdef public int64_t dropped
     cdef readonly Py_ssize_t peak_size
@@ -45,3 +50,5 @@ cdef class Connection:
     cdef public object creds
 
     cpdef void forget_verdicts(self)
+    @cython.locals(i=Py_ssize_t)
+    cpdef list some_rules(self, Py_ssize_t start, Py_ssize_t count)

@@ -17,6 +17,7 @@ except ImportError:
 
 from .accounting import Accounts, Tally, User
 from .mem import Map64
+from .meter import Counts
 from .queue import Queue
 
 NEW, ACTIVE, MONITOR, CLOSED = 0, 1, 2, 3
@@ -30,8 +31,10 @@ class Connection:
 
     `names`: every name it owns or is queued for, oldest first; `owned`: those it is primary
     owner of; `rules`: its match rules, oldest first, kept in `rule_table` by what they say;
-    `calls`: replies it waits for; `owes`: replies it is to give; `referers`: rules of others that
-    name it; `send_open` and the like: see `policy.ClientPolicy`.
+    `calls`: replies it waits for; `owes`: replies it is to give, the latest call first,
+    `owes_first` the first, `n_owes` how many; `referers`: rules of others that name it;
+    `send_open` and the like: see `policy.ClientPolicy`. `since`: when it said Hello; `counts`: what
+    it did since, see `meter`, None if nobody counts.
 
     `tallies`: what it sent to single receivers and still waits there, by the receivers' user;
     `tally` is the one used last, `own_tally` that of its own user.
@@ -66,6 +69,10 @@ class Connection:
         self.calls: Map64 | None = None
         self.n_calls = 0
         self.owes: Any | None = None
+        self.owes_first: Any | None = None
+        self.n_owes = 0
+        self.since = 0
+        self.counts: Counts | None = None
         self.stamp = 0
         self.dropped = 0
         self.peak_size = 0
@@ -107,6 +114,23 @@ class Connection:
                     found.append(rule)
                     rule = rule.earlier
         found.sort(key=lambda rule: rule.number)
+        return found
+
+    def some_rules(self, start: int, count: int) -> list[Any]:
+        """Of its rules `count` from the `start`th on, in no order, but in the same as long as they
+        are the same: for those who look through very many of them bit by bit."""
+        found: list[Any] = []
+        i = 0
+        if self.rule_table is not None:
+            for latest in self.rule_table.values():
+                rule = latest
+                while rule is not None:
+                    if i >= start:
+                        if len(found) == count:
+                            return found
+                        found.append(rule)
+                    i += 1
+                    rule = rule.earlier
         return found
 
     @property

@@ -33,21 +33,23 @@ cpdef Py_ssize_t pooled()
 cpdef bint trim()
 
 cdef struct Charge:
-    uint64_t left
+    uint32_t left
     uint32_t size
     uint32_t fds
-    int64_t tally
+    int32_t tally
+    int64_t when
 
 cdef class Ring:
     cdef Charge* slots
     cdef Py_ssize_t cap
     cdef Py_ssize_t first
     cdef Py_ssize_t count
-    cdef int push(self, Py_ssize_t size, Py_ssize_t fds, int64_t tally) except -1
+    cdef int push(self, Py_ssize_t size, Py_ssize_t fds, int64_t tally, int64_t when) except -1
     cdef Py_ssize_t take_left(self, Py_ssize_t n) noexcept
     cdef Py_ssize_t front_size(self) noexcept
     cdef Py_ssize_t front_fds(self) noexcept
     cdef int64_t front_tally(self) noexcept
+    cdef int64_t front_when(self) noexcept
     cdef void pop(self) noexcept
 
 cdef struct MapSlot:

@@ -158,7 +158,7 @@ def trim() -> bool:
 
 
 class Ring:
-    """First in, first out: what each queued message is charged to."""
+    """First in, first out: what each queued message is charged to, and since when it waits."""
 
     __slots__ = ("slots",)
 
@@ -172,8 +172,8 @@ class Ring:
     def count(self) -> int:
         return len(self.slots)
 
-    def push(self, size: int, fds: int, tally: int) -> int:
-        self.slots.append([size, size, fds, tally])
+    def push(self, size: int, fds: int, tally: int, when: int) -> int:
+        self.slots.append([size, size, fds, tally, when])
         return 0
 
     def take_left(self, n: int) -> int:
@@ -193,12 +193,15 @@ class Ring:
     def front_tally(self) -> int:
         return self.slots[0][3]
 
+    def front_when(self) -> int:
+        return self.slots[0][4]
+
     def pop(self) -> None:
         self.slots.popleft()
 
     def items(self) -> list[tuple[int, int, int]]:
         """(size, fds, tally) of each message, oldest first."""
-        return [(size, fds, tally) for _, size, fds, tally in self.slots]
+        return [(size, fds, tally) for _, size, fds, tally, _ in self.slots]
 
 
 class Map64:

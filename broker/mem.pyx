@@ -369,7 +369,7 @@ cdef class Buffer:
 
 
 cdef class Ring:
-    """First in, first out: what each queued message is charged to."""
+    """First in, first out: what each queued message is charged to, and since when it waits."""
 
     def __cinit__(self):
         self.slots = NULL
@@ -381,7 +381,7 @@ cdef class Ring:
     def __len__(self):
         return self.count
 
-    cdef int push(self, Py_ssize_t size, Py_ssize_t fds, int64_t tally) except -1:
+    cdef int push(self, Py_ssize_t size, Py_ssize_t fds, int64_t tally, int64_t when) except -1:
         cdef Charge* grown
         cdef Charge* slot
         cdef Py_ssize_t i, cap
@@ -401,6 +401,7 @@ cdef class Ring:
         slot.size = size
         slot.fds = fds
         slot.tally = tally
+        slot.when = when
         self.count += 1
         return 0
 
@@ -420,6 +421,9 @@ cdef class Ring:
 
     cdef int64_t front_tally(self) noexcept:
         return self.slots[self.first].tally
+
+    cdef int64_t front_when(self) noexcept:
+        return self.slots[self.first].when
 
     cdef void pop(self) noexcept:
         self.first = (self.first + 1) & (self.cap - 1)
@@ -563,8 +567,8 @@ class _Probe:
         return table.pop(key)
 
     @staticmethod
-    def ring_push(Ring ring, size, fds, tally):
-        ring.push(size, fds, tally)
+    def ring_push(Ring ring, size, fds, tally, when):
+        ring.push(size, fds, tally, when)
 
     @staticmethod
     def ring_take_left(Ring ring, n):

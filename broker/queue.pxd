@@ -6,6 +6,7 @@ from .accounting cimport Accounts, Tally
 from .fds cimport FdSet
 from .mem cimport Buffer, Ring, borrow, copy, give, of_bytes, store32, take, view, zero
 from .message cimport Message
+from .meter cimport Counts, Histogram
 
 cpdef bytes sender_field(bytes name, bint big)
 @cython.locals(payload=Payload)
@@ -38,15 +39,20 @@ cdef class Queue:
     cdef readonly Py_ssize_t size
     cdef readonly Py_ssize_t n_fds
     cdef public bint dirty
+    cdef public Counts counts
 
     @cython.locals(payload=Payload, tail=Buffer, fds=FdSet)
     cdef Py_ssize_t push(self, Message msg, const uint8_t* head, Py_ssize_t head_len, bytes field, Tally tally) except -1
     cdef void seal(self)
-    @cython.locals(tail=Buffer, tally=int64_t, size=Py_ssize_t, fds=Py_ssize_t)
+    @cython.locals(tail=Buffer, tally=int64_t, size=Py_ssize_t, fds=Py_ssize_t, counts=Counts,
+                   moment=int64_t, gone=Py_ssize_t)
     cpdef void sent(self, Py_ssize_t n)
     @cython.locals(segment=Segment)
     cdef Py_ssize_t drop_segments(self, Py_ssize_t n)
     cpdef void skip(self)
+    cpdef int64_t oldest(self)
+    @cython.locals(counts=Counts)
+    cdef void waited(self, int64_t microseconds)
     @cython.locals(segment=Segment)
     cpdef void clear(self)
     @cython.locals(segment=Segment)

@@ -21,6 +21,7 @@ from .accounting import Accounts, Tally
 from .fds import FdSet
 from .mem import Buffer, Ring
 from .message import Message
+from .meter import Counts, Histogram
 
 if not cython.compiled:
     from .mem import borrow, copy, give, of_bytes, store32, take, view, zero
@@ -102,6 +103,7 @@ class Queue:
         self.size = 0
         self.n_fds = 0
         self.dirty = False
+        self.counts: Counts | None = None
 
     def __len__(self) -> int:
         return self.charges.count
@@ -150,7 +152,7 @@ class Queue:
         count = len(fds) if fds is not None else 0
         self.size += total
         self.n_fds += count
-        self.charges.push(total, count, tally.index)
+        self.charges.push(total, count, tally.index, self.accounts.moment)
         self.accounts.charge(tally, total, count)
         return total
 
@@ -166,6 +168,8 @@ class Queue:
         self.size -= n
         charges = self.charges
         left = n
+        moment = self.accounts.moment
+        gone = 0
         # Messages of one sender in a row are discharged together.
         tally = -1
         size = fds = 0
@@ -182,7 +186,12 @@ class Queue:
                 size = fds = 0
             size += charges.front_size()
             fds += charges.front_fds()
+            if moment - charges.front_when() >= 16:
+                self.waited(moment - charges.front_when())
+            gone += 1
             charges.pop()
+        if self.counts is not None:
+            self.counts.gone += gone
         if tally >= 0:
             self.n_fds -= fds
             self.accounts.discharge(tally, size, fds)
@@ -199,6 +208,18 @@ class Queue:
     def skip(self) -> None:
         """Drops the first message (nothing of which has been sent) and discharges it."""
         self.sent(self.charges.front_size())
+
+    def waited(self, microseconds: int) -> None:
+        """A message is gone that had to wait for longer than the round that brought it."""
+        counts = self.counts
+        if counts is not None:
+            if counts.waits is None:
+                counts.waits = Histogram()
+            counts.waits.note(microseconds)
+
+    def oldest(self) -> int:
+        """Since when the first message waits, by `Accounts.moment`; 0 if there is none."""
+        return self.charges.front_when() if self.charges.count else 0
 
     def drop_segments(self, n: int) -> int:
         gone = 0

@@ -1,6 +1,6 @@
 # cython: language_level=3
 cimport cython
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from .connection cimport Connection
 from .mem cimport Map64
@@ -10,6 +10,7 @@ cdef class Slot:
     cdef Connection callee
     cdef uint64_t serial
     cdef double deadline
+    cdef int64_t since
     cdef Slot prev
     cdef Slot next
     cdef Slot earlier
@@ -22,7 +23,7 @@ cdef class Replies:
     cdef Slot last
     cdef Py_ssize_t count
     @cython.locals(slot=Slot)
-    cpdef bint expect(self, Connection caller, Connection callee, uint64_t serial, double deadline) except -1
+    cpdef bint expect(self, Connection caller, Connection callee, uint64_t serial, double deadline, int64_t since) except -1
     @cython.locals(slot=Slot)
     cdef Slot find(self, Connection caller, Connection callee, uint64_t serial)
     cdef void end(self, Slot slot)
@@ -32,3 +33,9 @@ cdef class Replies:
     @cython.locals(slot=Slot)
     cpdef list expired(self, double now)
     cpdef double next_deadline(self)
+    @cython.locals(slot=Slot)
+    cpdef int64_t oldest_owed(self, Connection conn)
+    @cython.locals(slot=Slot)
+    cpdef list owed(self, Connection conn, int limit)
+    @cython.locals(slot=Slot)
+    cpdef list awaited(self, Connection conn, int limit)

@@ -14,13 +14,15 @@ from .mem import Map64
 
 
 class Slot:
-    """One awaited reply. `deadline` in seconds of the bus's clock, 0 for none."""
+    """One awaited reply. `deadline` in seconds of the bus's clock, 0 for none; `since`: when it was
+    asked for, by `Accounts.moment`."""
 
     def __init__(self) -> None:
         self.caller: Connection | None = None
         self.callee: Connection | None = None
         self.serial = 0
         self.deadline = 0.0
+        self.since = 0
         self.prev: Slot | None = None
         self.next: Slot | None = None
         self.earlier: Slot | None = None
@@ -40,7 +42,9 @@ class Replies:
     def __len__(self) -> int:
         return self.count
 
-    def expect(self, caller: Connection, callee: Connection, serial: int, deadline: float) -> bool:
+    def expect(
+        self, caller: Connection, callee: Connection, serial: int, deadline: float, since: int
+    ) -> bool:
         """Notes that `callee` owes `caller` a reply; False if that one is awaited already."""
         key = (callee.id << 32) | serial
         if caller.calls is None:
@@ -57,11 +61,15 @@ class Replies:
         slot.callee = callee
         slot.serial = serial
         slot.deadline = deadline
+        slot.since = since
         slot.prev = None
         slot.next = callee.owes
         if slot.next is not None:
             slot.next.prev = slot
+        else:
+            callee.owes_first = slot
         callee.owes = slot
+        callee.n_owes += 1
         if deadline > 0:
             # One timeout for the whole bus: the chain is in order of deadlines by itself.
             slot.earlier = self.last
@@ -99,6 +107,9 @@ class Replies:
             slot.prev.next = slot.next
         if slot.next is not None:
             slot.next.prev = slot.prev
+        else:
+            slot.callee.owes_first = slot.prev
+        slot.callee.n_owes -= 1
         if slot.deadline > 0:
             if slot.earlier is None:
                 self.first = slot.later
@@ -146,3 +157,29 @@ class Replies:
     def next_deadline(self) -> float:
         """When `expired()` has something to do next; 0 for never."""
         return self.first.deadline if self.first is not None else 0.0
+
+    # For those who look
+
+    def oldest_owed(self, conn: Connection) -> int:
+        """Since when somebody waits for `conn` to reply; 0 if nobody does."""
+        slot = conn.owes_first
+        return slot.since if slot is not None else 0
+
+    def owed(self, conn: Connection, limit: int) -> list[tuple[Connection, int, int]]:
+        """(caller, serial, since) of the calls that `conn` is to answer, the first `limit`."""
+        out: list[tuple[Connection, int, int]] = []
+        slot = conn.owes_first
+        while slot is not None and len(out) < limit:
+            out.append((slot.caller, slot.serial, slot.since))
+            slot = slot.prev
+        return out
+
+    def awaited(self, conn: Connection, limit: int) -> list[tuple[Connection, int, int]]:
+        """(callee, serial, since) of calls that `conn` waits for, `limit` of them."""
+        out: list[tuple[Connection, int, int]] = []
+        if conn.calls is not None:
+            for slot in conn.calls.values():
+                if len(out) == limit:
+                    break
+                out.append((slot.callee, slot.serial, slot.since))
+        return out

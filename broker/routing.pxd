@@ -8,6 +8,7 @@ from .connection cimport Connection
 from .match cimport MatchIndex, Rule
 from .mem cimport Buffer, Map64, load32, of_bytes, same, take, view
 from .message cimport Message
+from .meter cimport Counts
 from .names cimport Name, Registry
 from .queue cimport Queue
 from .replies cimport Replies, Slot
@@ -31,6 +32,7 @@ cdef class Router:
     cdef uint64_t last_rule
     cdef readonly list dirty
     cdef public bint flushing
+    cdef public bint metered
     cdef bytes field_inactive_le
     cdef bytes field_inactive_be
     cdef bytes head
@@ -48,7 +50,7 @@ cdef class Router:
     cdef Py_ssize_t max_connections_per_user
     cdef double reply_timeout
 
-    @cython.locals(dest=Connection)
+    @cython.locals(dest=Connection, counts=Counts)
     cpdef dispatch(self, Connection conn, Message msg)
     cdef dispatch_inactive(self, Connection conn, Message msg)
     cdef no_owner(self, Connection conn, Message msg)
@@ -71,6 +73,7 @@ cdef class Router:
     cpdef tell(self, Message msg)
     cpdef bint heard(self)
     cpdef show(self, bytes wire)
+    @cython.locals(counts=Counts)
     cdef enqueue(self, Connection dest, Message msg, Connection sender, Tally tally)
     cpdef stir(self, Connection conn)
     @cython.locals(number=uint32_t, slot=uint32_t)

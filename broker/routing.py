@@ -51,7 +51,8 @@ class Router:
     """What a bus needs to pass messages on; `bus.Bus` adds who is on it.
 
     `dirty` holds the connections that got something queued since the front last flushed;
-    `flushing`: the front is in the midst of its round and will look there before it rests."""
+    `flushing`: the front is in the midst of its round and will look there before it rests.
+    `metered`: what passes is counted, see `meter`; connections take that from here."""
 
     def __init__(self, limits: Limits | None = None, front: Any = None, guid: str = "") -> None:
         self.front = front
@@ -70,6 +71,7 @@ class Router:
         self.last_rule = 0
         self.dirty: list[Connection] = []
         self.flushing = False
+        self.metered = True
         self.field_inactive_le = sender_field(NOT_ACTIVE, False)
         self.field_inactive_be = sender_field(NOT_ACTIVE, True)
         self.head: bytes | None = None
@@ -124,6 +126,12 @@ class Router:
     def dispatch(self, conn: Connection, msg: Message) -> None:
         """Routes one valid message that `conn` sent."""
         self.n_messages += 1
+        if self.metered and not self.flushing:
+            self.look_at_clock()
+        counts = conn.counts
+        if counts is not None:
+            counts.sent[msg.type if msg.type < 5 else 0] += 1
+            counts.sent_bytes += msg.size
         self.head = None
         if conn.state != _ACTIVE:
             self.dispatch_inactive(conn, msg)
@@ -214,6 +222,8 @@ class Router:
             slot = self.replies.find(dest, conn, msg.reply_serial)
             if slot is not None:
                 requested = True
+                if conn.counts is not None:
+                    conn.counts.answered(self.accounts.moment - slot.since)
                 self.replies.end(slot)
         if not self.may_send(conn, dest, dest, msg, requested):
             return
@@ -262,6 +272,11 @@ class Router:
                 "warning",
                 f'The maximum number of pending replies for "{conn.label}" has been reached '
                 f"(max_replies_per_connection={self.max_replies})",
+                "limit",
+                conn=conn,
+                dest=dest,
+                msg=msg,
+                reason="max_replies_per_connection",
             )
             self.refuse(
                 conn,
@@ -275,7 +290,7 @@ class Router:
             deadline = self.clock() + self.reply_timeout
             if self.replies.first is None:
                 self.front.deadline(deadline)
-        if not self.replies.expect(conn, dest, msg.serial, deadline):
+        if not self.replies.expect(conn, dest, msg.serial, deadline, self.accounts.moment):
             self.refuse(
                 conn,
                 msg,
@@ -378,6 +393,7 @@ class Router:
             return
         msg = self.own
         msg.p = view(data.p, data.head, size)
+        msg.type = data.p[data.head + 1]
         msg.fields_end = 16 + load32(msg.p, 12, False)
         msg.body_off = (msg.fields_end + 7) & ~7
         msg.body_len = size - msg.body_off
@@ -398,6 +414,8 @@ class Router:
     ) -> None:
         """Puts `msg` on the receiver's queue, with the sender's name in it, charged to `tally`."""
         queue = dest.queue
+        if self.metered and not self.flushing:
+            self.look_at_clock()
         field = None
         if sender is not None:
             if sender.id == 0:
@@ -410,15 +428,23 @@ class Router:
             if self.head is None:
                 self.head = clean(msg)
             head = self.head
-            queue.push(msg, of_bytes(head), len(head), field, tally)
+            size = queue.push(msg, of_bytes(head), len(head), field, tally)
         else:
-            queue.push(msg, msg.p, msg.fields_end, field, tally)
+            size = queue.push(msg, msg.p, msg.fields_end, field, tally)
+        counts = dest.counts
+        if counts is not None:
+            counts.received[msg.type if msg.type < 5 else 0] += 1
+            counts.received_bytes += size
         if queue.size > dest.peak_size:
             dest.peak_size = queue.size
         if queue.n_fds > dest.peak_fds:
             dest.peak_fds = queue.n_fds
         if not queue.dirty:
             self.stir(dest)
+
+    def look_at_clock(self) -> None:
+        """It is none of the front's rounds, which do so at their start."""
+        self.accounts.moment = int(self.clock() * 1000000)
 
     def stir(self, conn: Connection) -> None:
         """The connection's queue has something new in it."""
@@ -533,8 +559,11 @@ class Router:
         self.n_denied += 1
         matched = policy.matched if policy is not None else 0
         text = self.front.complaint(conn, proposed, msg, complaint, matched, requested)
-        self.front.denied(text, policy)
+        event = "denied" if policy is not None else "full"
+        self.front.denied(text, policy, event, conn=conn, dest=proposed, msg=msg, reason=complaint)
         self.refuse(conn, msg, code, text)
 
     def refuse(self, conn: Connection, msg: Message, code: str, text: str) -> None:
+        if conn.counts is not None:
+            conn.counts.refused(code)
         self.front.refused(conn, msg, Refused(code, text))

@@ -8,6 +8,7 @@ and swaps them in afterwards, so that one which fails changes nothing.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from .errors import ACCESS_DENIED, DBusError
 from .front import Front, loginfo
 from .hub import Hub
 from .listen import new_guid
+from .snapshot import about_daemon
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from .activation import Service as ActivatableService
     from .config import Plain
     from .daemon import Daemon
+    from .exposition import Exposition
 
 
 class BusContext:
@@ -83,6 +86,9 @@ class BusContext:
             "org.jitney.DroppedMessages": conn.dropped,
         }
 
+    def about(self) -> Mapping[str, Any]:
+        return about_daemon(self.service, self.daemon)
+
 
 class Peaks:
     """Highest numbers seen when somebody looked or when they grew."""
@@ -108,8 +114,8 @@ class ActivationContext:
         self.bus = bus
         self.front = front
 
-    def log(self, severity: str, text: str) -> None:
-        self.front.log(severity, text)
+    def log(self, severity: str, text: str, event: str = "", **about: Any) -> None:
+        self.front.log(severity, text, event, **about)
 
     def describe(self, conn: Connection) -> str:
         return loginfo(conn)
@@ -125,7 +131,7 @@ class ActivationContext:
         text = self.front.complaint(
             conn, None, msg, "Rejected send message", conn.policy.matched, False
         )
-        self.front.denied(text, conn.policy)
+        self.front.denied(text, conn.policy, conn=conn, msg=msg, reason="Rejected send message")
         raise DBusError(ACCESS_DENIED, text)
 
     def reply(
@@ -148,7 +154,9 @@ class BusService:
         self.daemon = daemon
         self.log = daemon.log
         self.peaks = Peaks()
+        self.started = time.monotonic()
         self.bus = Bus(config.limits(), guid=new_guid())
+        self.bus.metered = daemon.options.metered
         self.front = Front(self.bus, PolicySet(config.policy_spec()), daemon.log)
         self.bus.front = self.front
         self.activator = Activator(
@@ -171,6 +179,11 @@ class BusService:
         self.watch.watch(self.watched(config))
         self.activator.use_watch(self.watch)
         self.hub.start(loop, daemon.listeners)
+        self.exposition: Exposition | None = None
+        if daemon.metrics:
+            from .exposition import Exposition
+
+            self.exposition = Exposition(self, loop, daemon.metrics, self.front.log)
 
     def settings(self, config: Plain) -> Settings:
         daemon = self.daemon
@@ -203,6 +216,8 @@ class BusService:
         self.hub.flush()
 
     def close(self) -> None:
+        if self.exposition is not None:
+            self.exposition.close()
         self.watch.close()
         self.activator.close()
         self.hub.stop()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 PROGRAM = "jitney-daemon"
 COMPATIBLE = "1.14.10"
@@ -48,6 +48,14 @@ class Options:
     systemd_activation: bool = False
     busy_poll: int = 0
     """Our own, so not in the usage: microseconds to look for messages before going to sleep."""
+    metered: bool = True
+    """Our own: whether messages are counted by peer, user and name."""
+    log_json: bool = False
+    """Our own: standard error gets JSON lines."""
+    log_journal: bool = False
+    """Our own: the system log is systemd-journald's, and gets fields."""
+    metrics: list[str] = field(default_factory=list)
+    """Our own: where these numbers can be read; see `places.check`."""
 
 
 class Exit(Exception):
@@ -117,6 +125,14 @@ def _read(
         options.systemd_activation = True
     elif word.startswith("--busy-poll="):
         options.busy_poll = _microseconds(word.partition("=")[2])
+    elif word == "--no-metrics":
+        options.metered = False
+    elif word == "--log-format=json":
+        options.log_json = True
+    elif word == "--log-format=journal":
+        options.log_journal = True
+    elif word.startswith("--metrics="):
+        options.metrics.append(_place(word.partition("=")[2]))
     elif word == "--nopidfile":
         options.write_pidfile = False
     elif word in ("--system", "--session"):
@@ -159,6 +175,17 @@ def _microseconds(text: str) -> int:
     if text.isascii() and text.isdigit() and len(text) < 8 and int(text) <= 1_000_000:
         return int(text)
     raise Exit(1, err=f'Invalid number of microseconds: "{text}"\n')
+
+
+def _place(text: str) -> str:
+    # Not loaded by a bus whose metrics nobody reads.
+    from .places import check
+
+    try:
+        check(text)
+    except ValueError as error:
+        raise Exit(1, err=f"--metrics: {error}\n") from None
+    return text
 
 
 def standard_config(bus: str) -> str:

@@ -10,6 +10,11 @@ import sys
 from collections.abc import Callable, Sequence
 
 SUBCOMMANDS = {
+    "status": ("jitney.compat.look.status", "how a running bus is, and which limits are near"),
+    "top": ("jitney.compat.look.top", "who does what on a running bus, as it happens"),
+    "peers": ("jitney.compat.look.peers", "the connections of a running bus"),
+    "names": ("jitney.compat.look.names", "its names, their owners and who waits for them"),
+    "matches": ("jitney.compat.look.matches", "its match rules"),
     "explain": ("jitney.compat.explain", "which rule of the policy allows or denies something"),
     "check-config": ("jitney.compat.check_config", "find mistakes in configuration files"),
     "install": ("jitney.compat.install", "make jitney the system bus, or a user's session bus"),

@@ -28,6 +28,7 @@ from .log import Log, prefix_for
 from .process import Limit
 
 if TYPE_CHECKING:
+    import socket
     from asyncio import AbstractEventLoop
 
 _SIGNALS = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)
@@ -51,7 +52,8 @@ class Daemon:
 
     `config`, `options`: what to do; `servers`, `listeners`: where to accept, each listener with
     its `offer` for jitney.compat.auth; `address`: all of them, as printed; `log`; `fd_limit`:
-    the limit of open files we were started with, for children; `reload()` for ReloadConfig.
+    the limit of open files we were started with, for children; `metrics`: where they are to be
+    read, each with its socket if it has one; `reload()` for ReloadConfig.
     """
 
     config: Plain
@@ -61,6 +63,7 @@ class Daemon:
         self.servers: list[Server] = []
         self.address = ""
         self.log = Log()
+        self.metrics: list[tuple[str, socket.socket | None]] = []
         self.fd_limit: Limit | None = None
         self.service: Service | None = None
         self._build = build
@@ -173,7 +176,12 @@ class Daemon:
         options = self.options
         self.config = config
         syslog = config.syslog if options.syslog is None else options.syslog
-        self.log = Log(stderr=not (syslog and options.syslog_only), syslog=syslog)
+        self.log = Log(
+            stderr=not (syslog and options.syslog_only),
+            syslog=syslog,
+            json=options.log_json,
+            journal=options.log_journal,
+        )
         self.log.prefix = prefix_for(config.type)
         self._warn_of_config()
         if config.apparmor == "required":
@@ -195,6 +203,10 @@ class Daemon:
             for listener in server.listeners:
                 listener.offer = offer
         self.address = printed_address(self.servers)
+        for place in self.options.metrics:
+            from .places import listen
+
+            self.metrics.append((place, listen(place)))
 
     def _imports(self) -> Build:
         """Import the rest before the address is out: whoever waits for it connects at once."""
@@ -262,6 +274,12 @@ class Daemon:
     def _clean_up(self) -> None:
         for server in self.servers:
             server.close()
+        for place, sock in self.metrics:
+            from .places import forget
+
+            if sock is not None:
+                sock.close()
+            forget(place)
         if self._pidfile is not None:
             process.remove_pidfile(self._pidfile)
         self.log.close()

@@ -63,7 +63,9 @@ class Front:
         uid = auth.identity
         # An anonymous peer gets here only where <allow_anonymous/> lets it.
         if uid is not None and not self.may_connect(uid):
-            self.denied(f"Rejected connection of user {uid}", self.policies)
+            self.denied(
+                f"Rejected connection of user {uid}", self.policies, reason="connect", uid=uid
+            )
             return None
         conn = self.bus.connect(uid)
         conn.transport = peer
@@ -125,7 +127,9 @@ class Front:
     def gone(self, conn: Connection) -> None:
         """The connection's socket is about to be closed."""
         if conn.monitor:
-            self.log("info", f"Monitoring connection {conn.label} closed.")
+            self.log(
+                "info", f"Monitoring connection {conn.label} closed.", "monitor-gone", conn=conn
+            )
         self.waits_no_more(conn)
 
     def waits_no_more(self, conn: Connection) -> None:
@@ -143,6 +147,10 @@ class Front:
                 f"Monitoring connection {conn.label} ({loginfo(conn)}) is not allowed to send "
                 "messages; closing it. Please fix the monitor to not do that. "
                 f'({describe(msg)} destination="{shown(msg.destination, DRIVER)}")',
+                "misbehaved",
+                conn=conn,
+                msg=msg,
+                reason="monitors are silent",
             )
         self.hub.drop(conn.transport)
 
@@ -224,7 +232,7 @@ class Front:
         text = self.complaint(
             None, dest, msg, "Rejected receive message", policy.matched, msg.reply_serial != 0
         )
-        self.denied(text, policy)
+        self.denied(text, policy, dest=dest, msg=msg, reason="Rejected receive message")
         if self.bus.monitors:
             self.driver.capture_error(None, msg.serial, NAMES[ACCESS_DENIED], text)
 
@@ -239,6 +247,11 @@ class Front:
         self.denied(
             self.complaint(conn, proposed, msg, "Would reject message", policy.matched, requested),
             policy,
+            "would-deny",
+            conn=conn,
+            dest=proposed,
+            msg=msg,
+            reason="Would reject message",
         )
 
     def dropped(self, sender: Connection | None, dest: Connection, msg: Message) -> None:
@@ -250,6 +263,12 @@ class Front:
                 f"Dropped a message ({describe(msg)}) from {who} to {dest.label} "
                 f"({loginfo(dest)}): its queue is full ({dest.queue.size} bytes); "
                 f"{dest.dropped} dropped so far",
+                "dropped",
+                conn=sender,
+                dest=dest,
+                msg=msg,
+                reason="its queue is full",
+                dropped=dest.dropped,
             )
         if self.bus.monitors:
             text = self.complaint(
@@ -257,12 +276,25 @@ class Front:
             )
             self.driver.capture_error(sender, msg.serial, LIMITS_EXCEEDED, text)
 
-    def denied(self, text: str, policy: ClientPolicy | PolicySet | None) -> None:
-        """A refusal, for the log: dbus-daemon's sentence and the rule behind it."""
-        self.log("security", text if policy is None else f"{text} ({decided_by(policy)})")
+    def denied(
+        self,
+        text: str,
+        policy: ClientPolicy | PolicySet | None,
+        event: str = "denied",
+        **about: Any,
+    ) -> None:
+        """A refusal, for the log: dbus-daemon's sentence and the rule behind it. `event`, `about`:
+        see `events.fields`."""
+        shown = text if policy is None else f"{text} ({decided_by(policy)})"
+        self.log("security", shown, event, policy=policy, **about)
 
-    def log(self, severity: str, text: str) -> None:
-        self.sink.log(severity, text)
+    def log(self, severity: str, text: str, event: str = "", **about: Any) -> None:
+        if event and self.sink.structured:
+            from .events import fields
+
+            self.sink.log(severity, text, fields(event, **about))
+        else:
+            self.sink.log(severity, text)
 
 
 def decided_by(policy: ClientPolicy | PolicySet) -> str:

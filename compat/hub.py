@@ -244,6 +244,8 @@ class Hub:
         poller = self.poller
         n_slots = len(self.peers)
         self.bus.flushing = True
+        if self.bus.metered:
+            self.bus.accounts.moment = now()
         for i in range(n):
             fd = poller.fd_at(i)
             peer = self.peers[fd] if fd < n_slots else None

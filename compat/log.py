@@ -1,11 +1,12 @@
-"""The bus's log: lines on standard error, datagrams to syslog, or both.
+"""The bus's log: lines on standard error, datagrams to syslog or the journal, or both.
 
 Invariant: logging never raises and never waits. A line that cannot be written now is lost (and
 counted in `lost`): a logger that is being restarted must not take the bus with it.
 
 Lines look as dbus-daemon's do: `dbus-daemon[PID]: TEXT` on standard error, facility "daemon" in
 syslog, "auth" for security decisions. The tag stays "dbus-daemon", since that is what people
-filter their logs by.
+filter their logs by. With `json`, lines on standard error are JSON; with `journal`, what would go
+to syslog goes to systemd-journald with fields, see `structured`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ import os
 import select
 import socket
 import time
+from typing import Any
+
+from .structured import JOURNAL, journal_entry, json_line
 
 TAG = "dbus-daemon"
 SYSLOG = "/dev/log"
@@ -44,14 +48,23 @@ class Log:
         prefix: str = "",
         syslog_path: str = SYSLOG,
         stderr_fd: int = 2,
+        json: bool = False,
+        journal: bool = False,
     ) -> None:
         self.stderr = stderr
         self.syslog = syslog
         self.prefix = prefix
+        self.json = json
+        self.journal = journal
         self.lost = 0
-        self._path = syslog_path
+        self._path = JOURNAL if journal and syslog_path == SYSLOG else syslog_path
         self._fd = stderr_fd
         self._sock: socket.socket | None = None
+
+    @property
+    def structured(self) -> bool:
+        """Whether anything is kept of an entry's fields."""
+        return (self.json and self.stderr) or (self.journal and self.syslog)
 
     def info(self, text: str) -> None:
         self.log(INFO, text)
@@ -65,16 +78,30 @@ class Log:
     def error(self, text: str) -> None:
         self.log(ERROR, text)
 
-    def log(self, severity: str, text: str) -> None:
-        """Write one line; `severity` is one of the constants above, or it counts as INFO."""
-        body = (self.prefix + text.rstrip("\n")).encode("utf-8", "surrogateescape")
-        head = f"{TAG}[{os.getpid()}]: ".encode()
-        if self.syslog:
-            priority = _PRIORITIES.get(severity, _PRIORITIES[INFO])
+    def log(self, severity: str, text: str, fields: dict[str, Any] | None = None) -> None:
+        """Write one entry; `severity` is one of the constants above, or it counts as INFO;
+        `fields`: what it is about, where that is `structured`."""
+        text = self.prefix + text.rstrip("\n")
+        body = text.encode("utf-8", "surrogateescape")
+        pid = os.getpid()
+        head = f"{TAG}[{pid}]: ".encode()
+        priority = _PRIORITIES.get(severity, _PRIORITIES[INFO])
+        if self.syslog and self.journal:
+            self._send(journal_entry(pid, TAG, priority, text, fields or {}))
+        elif self.syslog:
             stamp = time.strftime("%b %e %H:%M:%S")
             self._send(f"<{priority}>{stamp} ".encode() + head + body)
-        if self.stderr:
+        if self.stderr and self.json:
+            self._write(self._json_line(pid, severity, text, fields or {}))
+        elif self.stderr:
             self._write((head + body)[: _LINE_BYTES - 1] + b"\n")
+
+    def _json_line(self, pid: int, severity: str, text: str, fields: dict[str, Any]) -> bytes:
+        line = json_line(pid, TAG, severity, text, fields)
+        if len(line) > _LINE_BYTES:
+            # A line that is cut is no JSON; escapes may take six times the room.
+            line = json_line(pid, TAG, severity, text[: _LINE_BYTES // 8], {"cut": True})
+        return line
 
     def close(self) -> None:
         """Let go of the syslog socket; the next line opens it anew."""

@@ -31,7 +31,7 @@ class RecordingFront:
         self.bus: Any = None
 
     def __getattr__(self, name: str) -> Any:
-        def record(*args: Any) -> None:
+        def record(*args: Any, **about: Any) -> None:
             self.events.append((name, *args))
 
         return record

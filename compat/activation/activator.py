@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -34,8 +35,8 @@ SUCCESS, ALREADY_RUNNING = 1, 2
 class Context(Protocol):
     """What activation needs of the front, besides the bus."""
 
-    def log(self, severity: str, text: str) -> None:
-        """severity: "info", "warning" or "security"."""
+    def log(self, severity: str, text: str, event: str = "", **about: Any) -> None:
+        """severity: "info", "warning" or "security"; what it is about: see `events.fields`."""
 
     def describe(self, conn: Any) -> str:
         """Who a connection is, for the log: `uid=0 pid=1 comm="init"`."""
@@ -80,7 +81,8 @@ class Activator:
 
     `services`: what can be started; `book`: who waits for what; `environment`: what services get,
     as UpdateActivationEnvironment left it; `spawner.children`: the processes started so far that
-    still run. All of it is plain data to look at.
+    still run; `asked`: how often a user's message began to start something; `outcomes`: how often
+    the start of a name "succeeded" or "failed". All of it is plain data to look at.
     """
 
     def __init__(
@@ -102,6 +104,8 @@ class Activator:
         self.callers = self.book.callers
         self.environment = environment.inherited(os.environb if environ is None else environ)
         self.spawner = Spawner(loop)
+        self.asked: Counter[int | None] = Counter()
+        self.outcomes: Counter[tuple[bytes, str]] = Counter()
 
     # What the front asks
 
@@ -148,7 +152,14 @@ class Activator:
         entries = self._end(pending)
         if pending.child is not None:
             pending.child.on_exit = None
-        self.context.log("info", f"Successfully activated service '{pending.shown}'")
+        self.outcomes[name, "succeeded"] += 1
+        self.context.log(
+            "info",
+            f"Successfully activated service '{pending.shown}'",
+            "activated",
+            conn=owner,
+            name=pending.shown,
+        )
         for entry in entries:
             if not entry.auto and entry.conn.state == ACTIVE:
                 self.context.reply(entry.conn, entry.msg, "u", (SUCCESS,))
@@ -207,6 +218,9 @@ class Activator:
                 "security",
                 f"Ignoring forged ActivationFailure message from connection {sender} "
                 f"({self.context.describe(conn)})",
+                "forged",
+                conn=conn,
+                msg=msg,
             )
             return
         if not self.settings.systemd:
@@ -295,12 +309,14 @@ class Activator:
         pending = self._begin(name, service, entry)
         if service is None:
             return
+        self.asked[getattr(conn.user, "uid", None)] += 1
         try:
             if self.settings.systemd and service.file.systemd_service is not None:
                 self._ask_systemd(conn, pending, service.file.systemd_service)
             else:
                 self._spawn(conn, pending, service)
         except DBusError:
+            self.outcomes[name, "failed"] += 1
             self._end(pending)
             raise
 
@@ -340,7 +356,10 @@ class Activator:
         whom = f"requested by '{conn.unique_name.decode()}' ({self.context.describe(conn)})"
         owner = self.bus.lookup(systemd.NAME)
         if owner is not None:
-            self.context.log("info", f"Activating via systemd: {what} {whom}")
+            self.context.log(
+                "info", f"Activating via systemd: {what} {whom}", "activating", conn=conn,
+                name=pending.shown, unit=unit,
+            )  # fmt: skip
             self.bus.emit(owner, wire)
             return
         self.context.log("info", f"Activating systemd to hand-off: {what} {whom}")
@@ -367,6 +386,9 @@ class Activator:
             "info",
             f"Activating service name='{pending.shown}' requested by "
             f"'{conn.unique_name.decode()}' ({self.context.describe(conn)}){how}",
+            "activating",
+            conn=conn,
+            name=pending.shown,
         )
         try:
             pending.child = self.spawner.start(
@@ -378,7 +400,10 @@ class Activator:
                 settings.to_journal,
             )
         except DBusError as error:
-            self.context.log("info", f"Failed to activate service {pending.shown}: {error.text}")
+            self.context.log(
+                "info", f"Failed to activate service {pending.shown}: {error.text}",
+                "activation-failed", conn=conn, name=pending.shown, reason=error.text,
+            )  # fmt: skip
             raise
 
     # Failing
@@ -392,7 +417,10 @@ class Activator:
             return
         if pending.helper and error.name == errors.SPAWN_CHILD_EXITED:
             error = helper.failure(os.waitstatus_to_exitcode(child.status or 0))
-        self.context.log("info", f"Activated service '{pending.shown}' failed: {error.text}")
+        self.context.log(
+            "info", f"Activated service '{pending.shown}' failed: {error.text}",
+            "activation-failed", name=pending.shown, reason=error.text,
+        )  # fmt: skip
         # What was to start the same program will not come either.
         for other in list(self.book.names.values()):
             if other is not pending and other.exec is not None and other.exec == pending.exec:
@@ -405,13 +433,16 @@ class Activator:
             f"Failed to activate service '{pending.shown}': timed out "
             f"(service_start_timeout={self.bus.limits.service_start_timeout}ms)"
         )
-        self.context.log("warning", text)
+        self.context.log(
+            "warning", text, "activation-failed", name=pending.shown, reason="timed out"
+        )
         if pending.child is not None:
             pending.child.kill()
         self._fail(pending, DBusError(errors.TIMED_OUT, text))
 
     def _fail(self, pending: Pending, error: DBusError) -> None:
         """Ends an activation; everyone who waits for it gets the error."""
+        self.outcomes[pending.name, "failed"] += 1
         if pending.child is not None:
             pending.child.on_exit = None
         for entry in self._end(pending):

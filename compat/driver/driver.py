@@ -20,6 +20,7 @@ except ImportError:
 
 from jitney.broker.bus import Bus
 from jitney.broker.connection import CLOSED, Connection
+from jitney.broker.errors import ACCESS_DENIED as REFUSED
 from jitney.broker.errors import Refused
 from jitney.broker.fds import FdSet
 from jitney.broker.mem import Map64
@@ -76,6 +77,9 @@ class Context(Protocol):
 
     def connection_stats(self, conn: Connection) -> Mapping[str, int]:
         """The same for GetConnectionStats."""
+
+    def about(self) -> Mapping[str, Any]:
+        """What org.jitney.Inspect1 says of the daemon, beyond the bus itself."""
 
 
 class Activation(Protocol):
@@ -161,6 +165,8 @@ class Driver:
             self.error(conn, msg.serial, error.name, error.text)
             return False
         except Refused as refused:
+            if conn.counts is not None:
+                conn.counts.refused(refused.code)
             self.error(conn, msg.serial, NAMES[refused.code], refused.text)
             return False
         if body is not None and not (method.ack and msg.flags & 1):
@@ -267,7 +273,9 @@ class Driver:
             f"rejected attempt to call {method} by connection {conn.label}"
             f" ({loginfo(conn)}) with {who}"
         )
-        self.front.log("security", text)
+        self.front.log("security", text, "denied", conn=conn, reason="privileged", method=method)
+        if conn.counts is not None:
+            conn.counts.refused(REFUSED)
         raise DBusError(ACCESS_DENIED, text)
 
     # What goes out

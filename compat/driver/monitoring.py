@@ -31,7 +31,8 @@ def become_monitor(driver: Driver, conn: Connection, msg: Message) -> bytes | No
     name = conn.unique_name.decode()
     driver.bus.become_monitor(conn, rules)
     driver.front.waits_no_more(conn)
-    driver.front.log("info", f"Connection {name} ({loginfo(conn)}) became a monitor.")
+    text = f"Connection {name} ({loginfo(conn)}) became a monitor."
+    driver.front.log("info", text, "monitor", conn=conn)
     return None
 
 

@@ -93,7 +93,7 @@ class Context:
         self.serial = 0
         self.n_changed = 0
 
-    def log(self, severity: str, text: str) -> None:
+    def log(self, severity: str, text: str, event: str = "", **about: Any) -> None:
         self.lines.append((severity, text))
 
     def describe(self, conn: Conn) -> str:

@@ -45,7 +45,7 @@ class Recorder(Bus):
         self.lines: list[tuple[str, str]] = []
         self.front = SimpleNamespace(
             waits_no_more=lambda conn: None,
-            log=lambda severity, text: self.lines.append((severity, text)),
+            log=lambda severity, text, event="", **about: self.lines.append((severity, text)),
             registered=lambda conn: self.set_policy(conn, corebus.OpenPolicy()),
             name_owner_changed=lambda name, old, new: None,
             name_acquired=lambda conn, name: None,
@@ -517,7 +517,10 @@ def test_credentials_of_nobody(world: World, method: bytes, what: str) -> None:
 def test_properties(world: World) -> None:
     bus = DRIVER.decode()
     features = ("as", ["ActivatableServicesChanged", "HeaderFiltering"])
-    interfaces = ("as", [MONITORING.decode(), STATS.decode(), "org.jitney.Policy1"])
+    interfaces = (
+        "as",
+        [MONITORING.decode(), STATS.decode(), "org.jitney.Policy1", "org.jitney.Inspect1"],
+    )
 
     def call(member: bytes, signature: str, *values: Any) -> Any:
         return result(world.call(member, signature, *values, interface=PROPERTIES))
