@@ -33,6 +33,8 @@ class Connection:
     `calls`: replies it waits for; `owes`: replies it is to give; `referers`: rules of others that
     name it; `send_open` and the like: see `policy.ClientPolicy`.
 
+    `tracer`: what it is told of messages, if it is a monitor that wants records (`trace.Tracer`).
+
     `tallies`: what it sent to single receivers and still waits there, by the receivers' user;
     `tally` is the one used last, `own_tally` that of its own user.
 
@@ -72,6 +74,7 @@ class Connection:
         self.peak_fds = 0
         self.peak_rules = 0
         self.peak_names = 0
+        self.tracer: Any = None
         self.transport: Any = None
         self.creds: Any = None
         if not cython.compiled:

@@ -441,12 +441,38 @@ class Router:
     def capture(self, msg: Message, sender: Connection | None, dest: Connection | None) -> None:
         """Gives monitors their copy, at their own expense."""
         for conn in self.monitor_index.collect(msg, sender, dest):
+            tracer = conn.tracer
+            if tracer is not None:
+                tracer.note(msg, sender, dest)
+                continue
             tally = self.accounts.to_many(conn.user, conn.user)
             if not self.pool.admits(conn.queue.size, 0, tally, msg.size, 0):
                 conn.dropped += 1
                 self.n_dropped += 1
                 continue
             self.enqueue(conn, msg, sender, tally)
+
+    def hand(self, conn: Connection, data: Buffer) -> bool:
+        """Queues for a tracer the message in a buffer, at its own expense; False if it is full.
+
+        The buffer is free again afterwards. What is written there is held against the parser by
+        tests; it is parsed only where the queue would keep a reference to it."""
+        size = data.end - data.head
+        tally = self.accounts.to_many(conn.user, conn.user)
+        if not self.pool.admits(conn.queue.size, 0, tally, size, 0):
+            return False
+        msg = self.own
+        if size >= 16384:
+            msg = Message()
+            if not msg.load(take(data.p, data.head, size)):
+                raise ValueError("a tracer wrote an invalid message")
+        else:
+            msg.p = view(data.p, data.head, size)
+            msg.fields_end = 16 + load32(msg.p, 12, False)
+            msg.body_off = (msg.fields_end + 7) & ~7
+            msg.body_len = size - msg.body_off
+        self.enqueue(conn, msg, None, tally)
+        return True
 
     # Policy
 
@@ -534,6 +560,8 @@ class Router:
         matched = policy.matched if policy is not None else 0
         text = self.front.complaint(conn, proposed, msg, complaint, matched, requested)
         self.front.denied(text, policy)
+        if self.monitors:
+            self.front.judged(conn, proposed, msg, code, complaint, policy)
         self.refuse(conn, msg, code, text)
 
     def refuse(self, conn: Connection, msg: Message, code: str, text: str) -> None:

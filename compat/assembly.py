@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from jitney.broker.bus import Bus
+from jitney.broker.errors import ACCESS_DENIED as NOT_ALLOWED
 from jitney.broker.policy import PolicySet
 
 from . import wire
@@ -126,6 +127,8 @@ class ActivationContext:
             conn, None, msg, "Rejected send message", conn.policy.matched, False
         )
         self.front.denied(text, conn.policy)
+        if self.bus.monitors:
+            self.front.judged(conn, None, msg, NOT_ALLOWED, text, conn.policy)
         raise DBusError(ACCESS_DENIED, text)
 
     def reply(
@@ -143,12 +146,15 @@ class ActivationContext:
 class BusService:
     """A whole classic bus on an event loop; what `daemon.Service` asks for."""
 
+    bus_type = Bus
+    """What routes: buses for tests have one that can be told to fail."""
+
     def __init__(self, daemon: Daemon, loop: AbstractEventLoop) -> None:
         config = daemon.config
         self.daemon = daemon
         self.log = daemon.log
         self.peaks = Peaks()
-        self.bus = Bus(config.limits(), guid=new_guid())
+        self.bus = self.bus_type(config.limits(), guid=new_guid())
         self.front = Front(self.bus, PolicySet(config.policy_spec()), daemon.log)
         self.bus.front = self.front
         self.activator = Activator(

@@ -10,7 +10,7 @@ from .driver import NOT_ACTIVE, Activation, Context, Driver
 from .table import DRIVER_PATH
 
 # Only now: the interfaces' compiled modules need the driver's to be there.
-from . import bus, introspectable, monitoring, peer, policy, properties, stats  # isort: skip
+from . import bus, introspectable, monitoring, peer, policy, properties, stats, trace  # isort: skip
 
 __all__ = ["INTERFACES", "NOT_ACTIVE", "Activation", "Context", "Driver", "introspection_xml"]
 
@@ -22,6 +22,7 @@ INTERFACES = (
     stats.INTERFACE,
     peer.INTERFACE,
     policy.INTERFACE,
+    trace.INTERFACE,
 )
 """In the order in which they are described, and searched when a call names none. Our own come last:
 what dbus-daemon describes is described as it does."""

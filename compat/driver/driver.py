@@ -20,6 +20,7 @@ except ImportError:
 
 from jitney.broker.bus import Bus
 from jitney.broker.connection import CLOSED, Connection
+from jitney.broker.errors import ACCESS_DENIED as NOT_ALLOWED
 from jitney.broker.errors import Refused
 from jitney.broker.fds import FdSet
 from jitney.broker.mem import Map64
@@ -161,6 +162,9 @@ class Driver:
             self.error(conn, msg.serial, error.name, error.text)
             return False
         except Refused as refused:
+            if self.bus.monitors and refused.code == NOT_ALLOWED:
+                # Owning a name is all that the core's policy refuses here.
+                self.front.judged(conn, None, msg, refused.code, refused.text, conn.policy)
             self.error(conn, msg.serial, NAMES[refused.code], refused.text)
             return False
         if body is not None and not (method.ack and msg.flags & 1):

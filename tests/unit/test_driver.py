@@ -517,7 +517,10 @@ def test_credentials_of_nobody(world: World, method: bytes, what: str) -> None:
 def test_properties(world: World) -> None:
     bus = DRIVER.decode()
     features = ("as", ["ActivatableServicesChanged", "HeaderFiltering"])
-    interfaces = ("as", [MONITORING.decode(), STATS.decode(), "org.jitney.Policy1"])
+    interfaces = (
+        "as",
+        [MONITORING.decode(), STATS.decode(), "org.jitney.Policy1", "org.jitney.Trace1"],
+    )
 
     def call(member: bytes, signature: str, *values: Any) -> Any:
         return result(world.call(member, signature, *values, interface=PROPERTIES))
