@@ -1,0 +1,53 @@
+"""A small service that tests are about: it is told the time and says it, as com.example.Clock."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+from dbus_fast import BusType
+from dbus_fast.aio import MessageBus
+from dbus_fast.service import ServiceInterface, dbus_method, dbus_signal
+
+NAME = "com.example.Clock"
+PATH = "/com/example/Clock"
+
+
+class Clock(ServiceInterface):
+    def __init__(self) -> None:
+        super().__init__(NAME)
+        self.hour = 12
+
+    @dbus_method()
+    def Hour(self) -> u:  # type: ignore[name-defined]  # noqa: F821, N802
+        return self.hour
+
+    @dbus_method()
+    def Set(self, hour: u):  # type: ignore[name-defined, no-untyped-def]  # noqa: F821, N802
+        self.hour = hour
+        self.Changed()
+
+    @dbus_signal()
+    def Changed(self) -> u:  # type: ignore[name-defined]  # noqa: F821, N802
+        return self.hour
+
+
+async def serve(address: str | None = None) -> MessageBus:
+    """Puts the service on a bus; its connection."""
+    if address is None:
+        bus = await MessageBus(bus_type=BusType.SESSION).connect()
+    else:
+        bus = await MessageBus(bus_address=address).connect()
+    bus.export(PATH, Clock())
+    await bus.request_name(NAME)
+    return bus
+
+
+async def main() -> None:
+    bus = await serve()
+    await bus.wait_for_disconnect()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
+    sys.exit(0)
