@@ -12,6 +12,9 @@ from collections.abc import Callable, Sequence
 SUBCOMMANDS = {
     "explain": ("jitney.compat.explain", "which rule of the policy allows or denies something"),
     "check-config": ("jitney.compat.check_config", "find mistakes in configuration files"),
+    "trace": ("jitney.compat.trace.command", "show the messages that pass on a bus, timed"),
+    "record": ("jitney.compat.trace.record", "keep a bus's traffic in a file"),
+    "replay": ("jitney.compat.trace.replay", "send recorded traffic again, on a test bus"),
     "bench": ("jitney.bench.cli", "measure D-Bus brokers side by side"),
 }
 """By name: the module whose `main(words)` it is, and what it does."""
