@@ -18,6 +18,7 @@ class Chrome:
     def __init__(self, out: TextIO) -> None:
         self.out = out
         self.pids: dict[str, int] = {}
+        self.named: set[str] = set()
         self.n_spans = 0
         self.first = True
         out.write('{"displayTimeUnit":"ms","traceEvents":[\n')
@@ -55,12 +56,16 @@ class Chrome:
         self.event({"ph": "M", "pid": pid, "name": "records lost", "args": {"count": count}})
 
     def pid_of(self, who: str, name: str) -> int:
-        """A number for the connection; it is introduced by the name that is known of it first."""
+        """A number for the connection, which is introduced, and again once a name is known."""
         pid = self.pids.get(who)
+        known = pid is not None
         if pid is None:
             pid = self.pids[who] = len(self.pids) + 1
+        if not known or (name != who and who not in self.named):
             label = who if name == who else f"{name} ({who})"
             self.event({"ph": "M", "pid": pid, "name": "process_name", "args": {"name": label}})
+        if name != who:
+            self.named.add(who)
         return pid
 
     def event(self, event: dict[str, Any]) -> None:

@@ -1,11 +1,12 @@
 """Pcap: whole messages in the file format of tcpdump, link type DBUS, as dbus-monitor writes it.
 
 Invariant: a packet is one message as its receivers got it, with the true SENDER in it. What is
-written here is read here, and whatever else (dbus-monitor, busctl) wrote in this format as well.
+written here is read here, and what dbus-monitor and busctl write as well, be it pcapng.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from struct import Struct
 from typing import BinaryIO, NamedTuple
@@ -13,6 +14,7 @@ from typing import BinaryIO, NamedTuple
 from jitney.broker.message import Message, clean
 from jitney.broker.queue import sender_field
 
+from . import pcapng
 from .records import DRIVER, PASSED, Record
 
 LINKTYPE_DBUS = 231
@@ -77,7 +79,13 @@ def with_sender(data: bytes, sender: str) -> bytes:
 
 def read(file: BinaryIO) -> Iterator[Packet]:
     """The packets of a file. Raises ValueError where it is none, or of something else."""
-    start = file.read(24)
+    start = file.read(4)
+    if start == pcapng.MAGIC:
+        file.seek(-4, os.SEEK_CUR)
+        for time, data, size in pcapng.read(file, LINKTYPE_DBUS):
+            yield Packet(time, data, size)
+        return
+    start += file.read(20)
     for order in "<>":
         if len(start) == 24 and Struct(order + "I").unpack_from(start)[0] in (_MAGIC, _MAGIC_NS):
             break
