@@ -455,22 +455,18 @@ class Router:
     def hand(self, conn: Connection, data: Buffer) -> bool:
         """Queues for a tracer the message in a buffer, at its own expense; False if it is full.
 
-        The buffer is free again afterwards. What is written there is held against the parser by
-        tests; it is parsed only where the queue would keep a reference to it."""
+        The buffer belongs to the queue afterwards. Nothing is parsed; what is written there is held
+        against the parser by tests."""
         size = data.end - data.head
         tally = self.accounts.to_many(conn.user, conn.user)
         if not self.pool.admits(conn.queue.size, 0, tally, size, 0):
             return False
-        msg = self.own
-        if size >= 16384:
-            msg = Message()
-            if not msg.load(take(data.p, data.head, size)):
-                raise ValueError("a tracer wrote an invalid message")
-        else:
-            msg.p = view(data.p, data.head, size)
-            msg.fields_end = 16 + load32(msg.p, 12, False)
-            msg.body_off = (msg.fields_end + 7) & ~7
-            msg.body_len = size - msg.body_off
+        msg = Message()
+        msg.owner = data
+        msg.p = view(data.p, data.head, size)
+        msg.fields_end = 16 + load32(msg.p, 12, False)
+        msg.body_off = (msg.fields_end + 7) & ~7
+        msg.body_len = size - msg.body_off
         self.enqueue(conn, msg, None, tally)
         return True
 

@@ -12,7 +12,6 @@ A record is a struct of `RECORD`, little-endian; see compat/trace/records.py for
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 try:
@@ -27,6 +26,7 @@ from .message import Message
 
 if not cython.compiled:
     from .mem import copy, of_bytes, store32, zero
+    from .ticks import now_ns
 
 RECORD = "(tyyyyuuuuuusssssssssay)"
 """Time (ns, monotonic), kind, type, flags, cut; serial, reply serial, size, descriptors, uids of
@@ -37,8 +37,9 @@ PASSED, JUDGED = 1, 2
 """Kinds: a message that came by, and one that was kept from `receiver` by `verdict`."""
 
 NO_UID = 0xFFFFFFFF
-BATCH = 12288
-"""Bytes from which on records wait no longer."""
+BATCH = 57344
+"""Bytes from which on records wait no longer: each batch wakes the tracer, and that costs more than
+what is in it."""
 ROOM = 4194304
 """As much may wait in the queue of a tracer; from there on records are lost."""
 LONGEST = 4096
@@ -86,14 +87,13 @@ class Tracer:
         # With all messages wanted, all replies are.
         self.follows = bool(rules) or every > 1
         self.calls = Map64()
-        self.clock = time.monotonic_ns
         self.pending = Buffer()
         self.count = 0
         self.lost = 0
         self.turn = 0
         self.serial = 0x80000000
         self.armed = False
-        self.clear()
+        self.clear(False)
 
     def note(self, msg: Message, sender: Connection | None, dest: Connection | None) -> None:
         """A message passes that the match rules found, or a reply."""
@@ -167,10 +167,12 @@ class Tracer:
         n_payload = min(self.payload, msg.size)
         # The fixed part, ten lengths with their padding, and the names, five of which have an end.
         out.reserve(7 + 40 + 10 * 8 + 5 * 256 + 256 + path_len + len(error) + len(why) + n_payload)
-        self.pad(7)
         p = out.p
         pos = out.end
-        stamp = self.clock()
+        # Where the last record's bytes end there may be anything.
+        zero(p, pos, -pos & 7)
+        pos = (pos + 7) & ~7
+        stamp = now_ns()
         store32(p, pos, stamp & 0xFFFFFFFF, False)
         store32(p, pos + 4, stamp >> 32, False)
         cut = 1 if path_len < msg.path_len else 0
@@ -196,10 +198,11 @@ class Tracer:
         self.put(msg.p, msg.error_off, msg.error_len)
         self.put_bytes(error)
         self.put_bytes(why)
-        self.pad(3)
-        store32(p, out.end, n_payload, False)
-        copy(p, out.end + 4, msg.p, 0, n_payload)
-        out.end += 4 + n_payload
+        pos = out.end
+        store32(p, pos, n_payload, False)
+        if n_payload:
+            copy(p, pos + 4, msg.p, 0, n_payload)
+        out.end = pos + 4 + n_payload
         self.count += 1
         if out.end > _BATCH:
             self.ship()
@@ -211,25 +214,23 @@ class Tracer:
             self.armed = True
             self.ready(self)
 
-    def pad(self, mask: int) -> None:
-        # There is room: record() has seen to it.
-        out = self.pending
-        n = -out.end & mask
-        zero(out.p, out.end, n)
-        out.end += n
-
     def put(self, src, off: int, n: int) -> None:
-        """One string; a length below 0 stands for none."""
-        self.pad(3)
+        """One string and the padding behind it; a length below 0 stands for none.
+
+        There is room: record() has seen to it. What comes next is aligned to four, always."""
         out = self.pending
         p = out.p
         pos = out.end
-        if n < 0:
-            n = 0
+        if n <= 0:
+            store32(p, pos, 0, False)
+            store32(p, pos + 4, 0, False)
+            out.end = pos + 8
+            return
         store32(p, pos, n, False)
         copy(p, pos + 4, src, off, n)
-        zero(p, pos + 4 + n, 1)
-        out.end = pos + 5 + n
+        pos += 4 + n
+        store32(p, pos, 0, False)
+        out.end = (pos + 4) & ~3
 
     def put_bytes(self, text: bytes) -> None:
         self.put(of_bytes(text), 0, len(text))
@@ -258,15 +259,14 @@ class Tracer:
         else:
             self.lost += self.count
             self.arm()
-        self.clear()
+        self.clear(out.end > _BATCH)
 
-    def clear(self) -> None:
-        out = self.pending
-        if out.cap > 65536:
-            out.drop()
-        out.head = out.end = 0
+    def clear(self, large: bool) -> None:
+        """Starts another batch, which will be a large one if this one was."""
+        # The last one's buffer may be in the queue.
+        out = self.pending = Buffer()
         n = len(self.head)
-        out.reserve(n + 8)
+        out.reserve(65536 if large else n + 8)
         copy(out.p, 0, of_bytes(self.head), 0, n)
         zero(out.p, n, 8)
         out.end = n + 8
