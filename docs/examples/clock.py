@@ -1,9 +1,11 @@
-"""A small service that tests are about: it is told the time and says it, as com.example.Clock."""
+"""A service to be tested: it keeps an hour, says it, and tells everybody when it changes.
+
+It is an ordinary dbus-fast program; nothing in it knows that there are tests.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import sys
 
 from dbus_fast import BusType
 from dbus_fast.aio import MessageBus
@@ -33,7 +35,7 @@ class Clock(ServiceInterface):
 
 
 async def serve(address: str | None = None) -> MessageBus:
-    """Puts the service on a bus; its connection."""
+    """Puts the service on a bus (None: the session's); its connection."""
     if address is None:
         bus = await MessageBus(bus_type=BusType.SESSION).connect()
     else:
@@ -50,4 +52,3 @@ async def main() -> None:
 
 if __name__ == "__main__":
     asyncio.run(main())
-    sys.exit(0)
