@@ -22,7 +22,7 @@ def test_example() -> None:
     done = subprocess.run(
         [
             sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p",
-            "jitney.testing.plugin", "-p", "pytest_asyncio", "-c", os.devnull,
+            "jitney.testing.plugin", "-p", "pytest_asyncio.plugin", "-c", os.devnull,
             str(folder / "test_clock.py"),
         ],
         cwd=folder, capture_output=True, text=True, timeout=50, check=False,
