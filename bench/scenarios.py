@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from . import connects, load, wire
 from .config import Config
 from .link import Histogram, Link, LoadError
+from .traced import traced
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -335,6 +336,18 @@ SCENARIOS = (
     Scenario(
         "rules-40000", "64 calls outstanding, 40,000 policy rules", "policy", CALLS, calls(64),
         Bar(0.95, None, 1.05), Config(rules=40000), like="pipelined",
+    ),
+    Scenario(
+        "traced", "64 calls outstanding, a tracer looks on", "trace", CALLS, traced(calls(64)),
+        Bar(0.8), like="pipelined",
+    ),
+    Scenario(
+        "traced-stuck", "64 calls outstanding, a tracer stands still", "trace", CALLS,
+        traced(calls(64), reads=False), Bar(0.8), like="pipelined",
+    ),
+    Scenario(
+        "traced-roundtrip", "Round trip, sleeping client, a tracer looks on", "trace", CALLS,
+        traced(calls(1)), Bar(0.8), like="roundtrip",
     ),
 )  # fmt: skip
 

@@ -82,7 +82,7 @@ cdef class MatchIndex:
     @cython.locals(first=Rule)
     cdef unlink(self, Shape shape, Rule rule)
     cdef give_back(self, Atom atom)
-    @cython.locals(shape=Shape, name=Name, atom=Atom, unicast=bint)
+    @cython.locals(shape=Shape, name=Name, atom=Atom, unicast=bint, bits=int)
     cpdef list collect(self, Message msg, Connection sender, Connection dest)
     @cython.locals(atom=Atom)
     cdef uint64_t number_of(self, Message msg, Py_ssize_t off, Py_ssize_t n)

@@ -370,9 +370,17 @@ class MatchIndex:
         self.msg = msg
         self.sender = sender
         self.dest = dest
-        self.interface_n = self.number_of(msg, msg.iface_off, msg.iface_len)
-        self.member_n = self.number_of(msg, msg.member_off, msg.member_len)
-        self.path_n = self.number_of(msg, msg.path_off, msg.path_len)
+        # Looked up only if any rule asks: a monitor of everything does not.
+        bits = 0
+        for shape in self.shapes:
+            bits |= shape.bits
+        self.interface_n = self.member_n = self.path_n = 0
+        if bits & S_INTERFACE:
+            self.interface_n = self.number_of(msg, msg.iface_off, msg.iface_len)
+        if bits & S_MEMBER:
+            self.member_n = self.number_of(msg, msg.member_off, msg.member_len)
+        if bits & S_PATH:
+            self.path_n = self.number_of(msg, msg.path_off, msg.path_len)
         for shape in self.shapes:
             bits = shape.bits
             if unicast and not bits & S_EAVESDROP:

@@ -12,6 +12,7 @@ from .meter cimport Counts
 from .names cimport Name, Registry
 from .queue cimport Queue
 from .replies cimport Replies, Slot
+from .trace cimport Tracer
 
 cdef int _NEW, _ACTIVE, _MONITOR, _CLOSED
 
@@ -64,8 +65,10 @@ cdef class Router:
     cdef bint expect_reply(self, Connection conn, Connection dest, Message msg) except -1
     @cython.locals(conn=Connection, queue=Queue, user=User, tally=Tally)
     cpdef broadcast(self, Message msg, Connection sender, Connection dest)
-    @cython.locals(conn=Connection, tally=Tally)
+    @cython.locals(conn=Connection, tally=Tally, tracer=Tracer)
     cpdef capture(self, Message msg, Connection sender, Connection dest)
+    @cython.locals(msg=Message, tally=Tally, size=Py_ssize_t)
+    cpdef bint hand(self, Connection conn, Buffer data) except -1
     @cython.locals(queue=Queue, msg=Message, tally=Tally)
     cpdef emit(self, Connection dest, bytes wire, object fds=*, bint captured=*)
     @cython.locals(queue=Queue, msg=Message, tally=Tally)

@@ -467,12 +467,34 @@ class Router:
     def capture(self, msg: Message, sender: Connection | None, dest: Connection | None) -> None:
         """Gives monitors their copy, at their own expense."""
         for conn in self.monitor_index.collect(msg, sender, dest):
+            tracer = conn.tracer
+            if tracer is not None:
+                tracer.note(msg, sender, dest)
+                continue
             tally = self.accounts.to_many(conn.user, conn.user)
             if not self.pool.admits(conn.queue.size, 0, tally, msg.size, 0):
                 conn.dropped += 1
                 self.n_dropped += 1
                 continue
             self.enqueue(conn, msg, sender, tally)
+
+    def hand(self, conn: Connection, data: Buffer) -> bool:
+        """Queues for a tracer the message in a buffer, at its own expense; False if it is full.
+
+        The buffer belongs to the queue afterwards. Nothing is parsed; what is written there is held
+        against the parser by tests."""
+        size = data.end - data.head
+        tally = self.accounts.to_many(conn.user, conn.user)
+        if not self.pool.admits(conn.queue.size, 0, tally, size, 0):
+            return False
+        msg = Message()
+        msg.owner = data
+        msg.p = view(data.p, data.head, size)
+        msg.fields_end = 16 + load32(msg.p, 12, False)
+        msg.body_off = (msg.fields_end + 7) & ~7
+        msg.body_len = size - msg.body_off
+        self.enqueue(conn, msg, None, tally)
+        return True
 
     # Policy
 
@@ -561,6 +583,8 @@ class Router:
         text = self.front.complaint(conn, proposed, msg, complaint, matched, requested)
         event = "denied" if policy is not None else "full"
         self.front.denied(text, policy, event, conn=conn, dest=proposed, msg=msg, reason=complaint)
+        if self.monitors:
+            self.front.judged(conn, proposed, msg, code, complaint, policy)
         self.refuse(conn, msg, code, text)
 
     def refuse(self, conn: Connection, msg: Message, code: str, text: str) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from jitney.broker.bus import Bus
+from jitney.broker.errors import ACCESS_DENIED as NOT_ALLOWED
 from jitney.broker.policy import PolicySet
 
 from . import wire
@@ -132,6 +133,8 @@ class ActivationContext:
             conn, None, msg, "Rejected send message", conn.policy.matched, False
         )
         self.front.denied(text, conn.policy, conn=conn, msg=msg, reason="Rejected send message")
+        if self.bus.monitors:
+            self.front.judged(conn, None, msg, NOT_ALLOWED, text, conn.policy)
         raise DBusError(ACCESS_DENIED, text)
 
     def reply(
@@ -149,13 +152,16 @@ class ActivationContext:
 class BusService:
     """A whole classic bus on an event loop; what `daemon.Service` asks for."""
 
+    bus_type = Bus
+    """What routes: buses for tests have one that can be told to fail."""
+
     def __init__(self, daemon: Daemon, loop: AbstractEventLoop) -> None:
         config = daemon.config
         self.daemon = daemon
         self.log = daemon.log
         self.peaks = Peaks()
         self.started = time.monotonic()
-        self.bus = Bus(config.limits(), guid=new_guid())
+        self.bus = self.bus_type(config.limits(), guid=new_guid())
         self.bus.metered = daemon.options.metered
         self.front = Front(self.bus, PolicySet(config.policy_spec()), daemon.log)
         self.bus.front = self.front

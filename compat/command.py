@@ -19,6 +19,9 @@ SUBCOMMANDS = {
     "check-config": ("jitney.compat.check_config", "find mistakes in configuration files"),
     "install": ("jitney.compat.install", "make jitney the system bus, or a user's session bus"),
     "uninstall": ("jitney.compat.uninstall", "restore what was the bus before"),
+    "trace": ("jitney.compat.trace.command", "show the messages that pass on a bus, timed"),
+    "record": ("jitney.compat.trace.record", "keep a bus's traffic in a file"),
+    "replay": ("jitney.compat.trace.replay", "send recorded traffic again, on a test bus"),
     "bench": ("jitney.bench.cli", "measure D-Bus brokers side by side"),
 }
 """By name: the module whose `main(words)` it is, and what it does."""

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from jitney.broker.bus import Bus
 from jitney.broker.connection import Connection
-from jitney.broker.errors import ACCESS_DENIED, Refused
+from jitney.broker.errors import ACCESS_DENIED, LIMITS, Refused
+from jitney.broker.errors import NOT_SUPPORTED as UNSUPPORTED
 from jitney.broker.message import Message
 from jitney.broker.policy import NO_UID
 
@@ -217,6 +218,7 @@ class Front:
         if self.bus.monitors:
             text = self.complaint(conn, proposed, msg, what, policy.matched, False)
             self.driver.capture_error(conn, msg.serial, NAMES[ACCESS_DENIED], text)
+            self.judged(conn, proposed, msg, ACCESS_DENIED, what, policy)
 
     def unfit(self, sender: Connection | None, dest: Connection, msg: Message) -> None:
         """A broadcast has descriptors, which this receiver cannot take."""
@@ -226,6 +228,7 @@ class Front:
                 "not support receiving Unix fds"
             )
             self.driver.capture_error(sender, msg.serial, NOT_SUPPORTED, text)
+            self.judged(sender, dest, msg, UNSUPPORTED, "it takes no descriptors", None)
 
     def denied_own(self, dest: Connection, msg: Message, policy: ClientPolicy) -> None:
         """The receiver's policy keeps it from the driver's own word."""
@@ -235,6 +238,7 @@ class Front:
         self.denied(text, policy, dest=dest, msg=msg, reason="Rejected receive message")
         if self.bus.monitors:
             self.driver.capture_error(None, msg.serial, NAMES[ACCESS_DENIED], text)
+            self.judged(None, dest, msg, ACCESS_DENIED, text, policy)
 
     def would_reject(
         self,
@@ -275,6 +279,23 @@ class Front:
                 sender, dest, msg, "Rejected: destination has a full message queue", 0, False
             )
             self.driver.capture_error(sender, msg.serial, LIMITS_EXCEEDED, text)
+            self.judged(sender, dest, msg, LIMITS, "its queue is full", None)
+
+    def judged(
+        self,
+        sender: Connection | None,
+        dest: Connection | None,
+        msg: Message,
+        code: str,
+        why: str,
+        policy: ClientPolicy | None,
+    ) -> None:
+        """Tracers learn what kept a message from somebody: the rule, if it was a policy."""
+        for conn in self.bus.monitor_index.collect(msg, sender, dest):
+            tracer = conn.tracer
+            if tracer is not None:
+                reason = decided_by(policy) if policy is not None else why
+                tracer.verdict(msg, sender, dest, NAMES[code].encode(), reason.encode())
 
     def denied(
         self,

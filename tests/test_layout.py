@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = ("bench", "broker", "compat")
+ROOMS = ("bench", "broker", "compat", "testing")
 # The load of a benchmark is compiled or not there.
 RUNS_PLAIN = ("broker", "compat")
 JITNEY_COMPILED = importlib.import_module("jitney.broker.mem").COMPILED

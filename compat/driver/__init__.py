@@ -10,7 +10,17 @@ from .driver import NOT_ACTIVE, Activation, Context, Driver
 from .table import DRIVER_PATH
 
 # Only now: the interfaces' compiled modules need the driver's to be there.
-from . import bus, inspect, introspectable, monitoring, peer, policy, properties, stats  # isort: skip
+from . import (  # isort: skip
+    bus,
+    inspect,
+    introspectable,
+    monitoring,
+    peer,
+    policy,
+    properties,
+    stats,
+    trace,
+)
 
 __all__ = ["INTERFACES", "NOT_ACTIVE", "Activation", "Context", "Driver", "introspection_xml"]
 
@@ -23,6 +33,7 @@ INTERFACES = (
     peer.INTERFACE,
     policy.INTERFACE,
     inspect.INTERFACE,
+    trace.INTERFACE,
 )
 """In the order in which they are described, and searched when a call names none. Our own come last:
 what dbus-daemon describes is described as it does."""

@@ -20,7 +20,7 @@ except ImportError:
 
 from jitney.broker.bus import Bus
 from jitney.broker.connection import CLOSED, Connection
-from jitney.broker.errors import ACCESS_DENIED as REFUSED
+from jitney.broker.errors import ACCESS_DENIED as NOT_ALLOWED
 from jitney.broker.errors import Refused
 from jitney.broker.fds import FdSet
 from jitney.broker.mem import Map64
@@ -167,6 +167,9 @@ class Driver:
         except Refused as refused:
             if conn.counts is not None:
                 conn.counts.refused(refused.code)
+            if self.bus.monitors and refused.code == NOT_ALLOWED:
+                # Owning a name is all that the core's policy refuses here.
+                self.front.judged(conn, None, msg, refused.code, refused.text, conn.policy)
             self.error(conn, msg.serial, NAMES[refused.code], refused.text)
             return False
         if body is not None and not (method.ack and msg.flags & 1):
@@ -275,7 +278,7 @@ class Driver:
         )
         self.front.log("security", text, "denied", conn=conn, reason="privileged", method=method)
         if conn.counts is not None:
-            conn.counts.refused(REFUSED)
+            conn.counts.refused(NOT_ALLOWED)
         raise DBusError(ACCESS_DENIED, text)
 
     # What goes out

@@ -519,7 +519,13 @@ def test_properties(world: World) -> None:
     features = ("as", ["ActivatableServicesChanged", "HeaderFiltering"])
     interfaces = (
         "as",
-        [MONITORING.decode(), STATS.decode(), "org.jitney.Policy1", "org.jitney.Inspect1"],
+        [
+            MONITORING.decode(),
+            STATS.decode(),
+            "org.jitney.Policy1",
+            "org.jitney.Inspect1",
+            "org.jitney.Trace1",
+        ],
     )
 
     def call(member: bytes, signature: str, *values: Any) -> Any:
