@@ -31,12 +31,13 @@ if TYPE_CHECKING:
 class Lines:
     """A log that is kept: `lines` of (severity, text)."""
 
-    syslog = False
+    syslog = structured = False
+    lost = 0
 
     def __init__(self) -> None:
         self.lines: list[tuple[str, str]] = []
 
-    def log(self, severity: str, text: str) -> None:
+    def log(self, severity: str, text: str, fields: Any = None) -> None:
         self.lines.append((severity, text))
 
     def warning(self, text: str) -> None:
@@ -51,6 +52,7 @@ class Host:
     """One bus; also what a `BusService` takes for its daemon."""
 
     fd_limit = None
+    metrics: tuple[Any, ...] = ()
 
     def __init__(
         self, loop: AbstractEventLoop, about: Mapping[str, Any], environ: Mapping[str, str]
