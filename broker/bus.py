@@ -100,6 +100,7 @@ class Bus(Router):
         if state == MONITOR:
             self.drop_rules(conn, self.monitor_index)
             self.monitors.remove(conn)
+            self.find_sole()
         else:
             self.drop_rules(conn, self.match_index)
             self.names.release_all(conn, True)
@@ -320,6 +321,7 @@ class Bus(Router):
         owed = self.replies.owed_by(conn)
         conn.state = MONITOR
         self.monitors.append(conn)
+        self.find_sole()
         for caller, serial in owed:
             self.front.no_reply(
                 caller,

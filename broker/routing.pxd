@@ -25,6 +25,7 @@ cdef class Router:
     cdef readonly MatchIndex match_index
     cdef readonly MatchIndex monitor_index
     cdef readonly list monitors
+    cdef Tracer sole
     cdef readonly Replies replies
     cdef Map64 table
     cdef readonly dict connections
@@ -65,6 +66,8 @@ cdef class Router:
     cpdef broadcast(self, Message msg, Connection sender, Connection dest)
     @cython.locals(conn=Connection, tally=Tally, tracer=Tracer)
     cpdef capture(self, Message msg, Connection sender, Connection dest)
+    @cython.locals(conn=Connection)
+    cdef find_sole(self)
     @cython.locals(msg=Message, tally=Tally, size=Py_ssize_t)
     cpdef bint hand(self, Connection conn, Buffer data) except -1
     @cython.locals(queue=Queue, msg=Message, tally=Tally)

@@ -63,6 +63,8 @@ class Router:
         self.match_index = MatchIndex(self.atoms)
         self.monitor_index = MatchIndex(self.atoms)
         self.monitors: list[Connection] = []
+        # The tracer that wants everything, if there is no other monitor: nothing to look up then.
+        self.sole: Any = None
         self.replies = Replies()
         self.table = Map64()
         self.connections: dict[int, Connection] = {}
@@ -440,6 +442,9 @@ class Router:
 
     def capture(self, msg: Message, sender: Connection | None, dest: Connection | None) -> None:
         """Gives monitors their copy, at their own expense."""
+        if self.sole is not None:
+            self.sole.note(msg, sender, dest)
+            return
         for conn in self.monitor_index.collect(msg, sender, dest):
             tracer = conn.tracer
             if tracer is not None:
@@ -451,6 +456,14 @@ class Router:
                 self.n_dropped += 1
                 continue
             self.enqueue(conn, msg, sender, tally)
+
+    def find_sole(self) -> None:
+        """To be called whenever monitors come or go."""
+        self.sole = None
+        if len(self.monitors) == 1:
+            tracer = self.monitors[0].tracer
+            if tracer is not None and not tracer.rules:
+                self.sole = tracer
 
     def hand(self, conn: Connection, data: Buffer) -> bool:
         """Queues for a tracer the message in a buffer, at its own expense; False if it is full.
