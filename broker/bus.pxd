@@ -5,8 +5,10 @@ from libc.stdint cimport int64_t
 from .accounting cimport Tally
 from .connection cimport Connection
 from .match cimport MatchIndex, Rule
-from .mem cimport Map64
+from .mem cimport Buffer, Map64, load32, view
+from .message cimport Message
 from .routing cimport Router
+from .trace cimport Tracer
 
 cdef class Bus(Router):
     cpdef hello(self, Connection conn)
@@ -34,3 +36,7 @@ cdef class Bus(Router):
     cdef settle_tallies(self, Connection conn)
     @cython.locals(rule=Rule, owner=Connection)
     cdef drop_rules(self, Connection conn, MatchIndex index)
+    @cython.locals(only=Connection, tracer=Tracer)
+    cdef find_sole(self)
+    @cython.locals(msg=Message, tally=Tally, size=Py_ssize_t)
+    cpdef bint hand(self, Connection conn, Buffer data) except -1

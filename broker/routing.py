@@ -457,32 +457,6 @@ class Router:
                 continue
             self.enqueue(conn, msg, sender, tally)
 
-    def find_sole(self) -> None:
-        """To be called whenever monitors come or go."""
-        self.sole = None
-        if len(self.monitors) == 1:
-            tracer = self.monitors[0].tracer
-            if tracer is not None and not tracer.rules:
-                self.sole = tracer
-
-    def hand(self, conn: Connection, data: Buffer) -> bool:
-        """Queues for a tracer the message in a buffer, at its own expense; False if it is full.
-
-        The buffer belongs to the queue afterwards. Nothing is parsed; what is written there is held
-        against the parser by tests."""
-        size = data.end - data.head
-        tally = self.accounts.to_many(conn.user, conn.user)
-        if not self.pool.admits(conn.queue.size, 0, tally, size, 0):
-            return False
-        msg = Message()
-        msg.owner = data
-        msg.p = view(data.p, data.head, size)
-        msg.fields_end = 16 + load32(msg.p, 12, False)
-        msg.body_off = (msg.fields_end + 7) & ~7
-        msg.body_len = size - msg.body_off
-        self.enqueue(conn, msg, None, tally)
-        return True
-
     # Policy
 
     def may_send(
