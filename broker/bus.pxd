@@ -5,9 +5,11 @@ from libc.stdint cimport int64_t
 from .accounting cimport Tally, User
 from .connection cimport Connection
 from .match cimport MatchIndex, Rule
-from .mem cimport Map64
+from .mem cimport Buffer, Map64, load32, view
+from .message cimport Message
 from .meter cimport Counts
 from .routing cimport Router
+from .trace cimport Tracer
 
 cdef class Bus(Router):
     cdef readonly object name_totals
@@ -38,3 +40,7 @@ cdef class Bus(Router):
     cdef settle_tallies(self, Connection conn)
     @cython.locals(rule=Rule, owner=Connection)
     cdef drop_rules(self, Connection conn, MatchIndex index)
+    @cython.locals(only=Connection, tracer=Tracer)
+    cdef find_sole(self)
+    @cython.locals(msg=Message, tally=Tally, size=Py_ssize_t)
+    cpdef bint hand(self, Connection conn, Buffer data) except -1

@@ -11,15 +11,24 @@ from __future__ import annotations
 
 from typing import Any
 
+try:
+    import cython
+except ImportError:
+    from ._cython import cython
+
 from .connection import ACTIVE, CLOSED, MONITOR, Connection
 from .errors import ACCESS_DENIED, INVALID_ARGS, LIMITS, NOT_FOUND, Refused
 from .limits import USER_OBJECTS, Limits
 from .match import MatchIndex, Rule
-from .mem import Map64
+from .mem import Buffer, Map64
+from .message import Message
 from .meter import Counts, NameTotals
 from .queue import sender_field
 from .routing import DRIVER, Router
 from .syntax import is_bus_name
+
+if not cython.compiled:
+    from .mem import load32, view
 
 
 def _shown(text: bytes) -> str:
@@ -127,6 +136,7 @@ class Bus(Router):
         if state == MONITOR:
             self.drop_rules(conn, self.monitor_index)
             self.monitors.remove(conn)
+            self.find_sole()
         else:
             self.drop_rules(conn, self.match_index)
             self.names.release_all(conn, True)
@@ -360,9 +370,37 @@ class Bus(Router):
         owed = self.replies.owed_by(conn)
         conn.state = MONITOR
         self.monitors.append(conn)
+        self.find_sole()
         for caller, serial in owed:
             self.front.no_reply(
                 caller,
                 serial,
                 "Message recipient disconnected from message bus without replying",
             )
+
+    def find_sole(self) -> None:
+        """To be called whenever monitors come or go."""
+        self.sole = None
+        if len(self.monitors) == 1:
+            only = self.monitors[0]
+            tracer = only.tracer
+            if tracer is not None and not tracer.rules:
+                self.sole = tracer
+
+    def hand(self, conn: Connection, data: Buffer) -> bool:
+        """Queues for a tracer the message in a buffer, at its own expense; False if it is full.
+
+        The buffer belongs to the queue afterwards. Nothing is parsed; what is written there is held
+        against the parser by tests."""
+        size = data.end - data.head
+        tally = self.accounts.to_many(conn.user, conn.user)
+        if not self.pool.admits(conn.queue.size, 0, tally, size, 0):
+            return False
+        msg = Message()
+        msg.owner = data
+        msg.p = view(data.p, data.head, size)
+        msg.fields_end = 16 + load32(msg.p, 12, False)
+        msg.body_off = (msg.fields_end + 7) & ~7
+        msg.body_len = size - msg.body_off
+        self.enqueue(conn, msg, None, tally)
+        return True

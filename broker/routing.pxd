@@ -26,6 +26,7 @@ cdef class Router:
     cdef readonly MatchIndex match_index
     cdef readonly MatchIndex monitor_index
     cdef readonly list monitors
+    cdef Tracer sole
     cdef readonly Replies replies
     cdef Map64 table
     cdef readonly dict connections
@@ -67,8 +68,6 @@ cdef class Router:
     cpdef broadcast(self, Message msg, Connection sender, Connection dest)
     @cython.locals(conn=Connection, tally=Tally, tracer=Tracer)
     cpdef capture(self, Message msg, Connection sender, Connection dest)
-    @cython.locals(msg=Message, tally=Tally, size=Py_ssize_t)
-    cpdef bint hand(self, Connection conn, Buffer data) except -1
     @cython.locals(queue=Queue, msg=Message, tally=Tally)
     cpdef emit(self, Connection dest, bytes wire, object fds=*, bint captured=*)
     @cython.locals(queue=Queue, msg=Message, tally=Tally)

@@ -64,6 +64,8 @@ class Router:
         self.match_index = MatchIndex(self.atoms)
         self.monitor_index = MatchIndex(self.atoms)
         self.monitors: list[Connection] = []
+        # The tracer that wants everything, if there is no other monitor: nothing to look up then.
+        self.sole: Any = None
         self.replies = Replies()
         self.table = Map64()
         self.connections: dict[int, Connection] = {}
@@ -466,6 +468,9 @@ class Router:
 
     def capture(self, msg: Message, sender: Connection | None, dest: Connection | None) -> None:
         """Gives monitors their copy, at their own expense."""
+        if self.sole is not None:
+            self.sole.note(msg, sender, dest)
+            return
         for conn in self.monitor_index.collect(msg, sender, dest):
             tracer = conn.tracer
             if tracer is not None:
@@ -477,24 +482,6 @@ class Router:
                 self.n_dropped += 1
                 continue
             self.enqueue(conn, msg, sender, tally)
-
-    def hand(self, conn: Connection, data: Buffer) -> bool:
-        """Queues for a tracer the message in a buffer, at its own expense; False if it is full.
-
-        The buffer belongs to the queue afterwards. Nothing is parsed; what is written there is held
-        against the parser by tests."""
-        size = data.end - data.head
-        tally = self.accounts.to_many(conn.user, conn.user)
-        if not self.pool.admits(conn.queue.size, 0, tally, size, 0):
-            return False
-        msg = Message()
-        msg.owner = data
-        msg.p = view(data.p, data.head, size)
-        msg.fields_end = 16 + load32(msg.p, 12, False)
-        msg.body_off = (msg.fields_end + 7) & ~7
-        msg.body_len = size - msg.body_off
-        self.enqueue(conn, msg, None, tally)
-        return True
 
     # Policy
 

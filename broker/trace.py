@@ -25,7 +25,8 @@ from .mem import Buffer, Map64
 from .message import Message
 
 if not cython.compiled:
-    from .mem import copy, of_bytes, store32, zero
+    from .little import put32, put_copy
+    from .mem import copy, of_bytes, zero
     from .ticks import now_ns
 
 RECORD = "(tyyyyuuuuuusssssssssay)"
@@ -173,35 +174,36 @@ class Tracer:
         zero(p, pos, -pos & 7)
         pos = (pos + 7) & ~7
         stamp = now_ns()
-        store32(p, pos, stamp & 0xFFFFFFFF, False)
-        store32(p, pos + 4, stamp >> 32, False)
+        put32(p, pos, stamp & 0xFFFFFFFF)
+        put32(p, pos + 4, stamp >> 32)
         cut = 1 if path_len < msg.path_len else 0
         if n_payload < msg.size and self.payload:
             cut |= 2
-        store32(p, pos + 8, kind | (msg.type << 8) | (msg.flags << 16) | (cut << 24), False)
-        store32(p, pos + 12, msg.serial, False)
-        store32(p, pos + 16, msg.reply_serial, False)
-        store32(p, pos + 20, msg.size, False)
-        store32(p, pos + 24, msg.n_fds, False)
-        store32(p, pos + 28, uid_of(sender), False)
-        store32(p, pos + 32, uid_of(dest), False)
-        out.end = pos + 36
-        if sender is None:
-            self.put_bytes(DRIVER)
+        put32(p, pos + 8, kind | (msg.type << 8) | (msg.flags << 16) | (cut << 24))
+        put32(p, pos + 12, msg.serial)
+        put32(p, pos + 16, msg.reply_serial)
+        put32(p, pos + 20, msg.size)
+        put32(p, pos + 24, msg.n_fds)
+        put32(p, pos + 28, uid_of(sender))
+        put32(p, pos + 32, uid_of(dest))
+        name = DRIVER
+        if sender is not None:
+            name = sender.unique_name if sender.id else NOT_ACTIVE
+        pos = put(p, pos + 36, of_bytes(name), 0, len(name))
+        if dest is not None:
+            name = dest.unique_name
+            pos = put(p, pos, of_bytes(name), 0, len(name))
         else:
-            self.put_bytes(sender.unique_name if sender.id else NOT_ACTIVE)
-        self.put_bytes(dest.unique_name if dest is not None else b"")
-        self.put(msg.p, msg.dest_off, msg.dest_len)
-        self.put(msg.p, msg.path_off, path_len)
-        self.put(msg.p, msg.iface_off, msg.iface_len)
-        self.put(msg.p, msg.member_off, msg.member_len)
-        self.put(msg.p, msg.error_off, msg.error_len)
-        self.put_bytes(error)
-        self.put_bytes(why)
-        pos = out.end
-        store32(p, pos, n_payload, False)
-        if n_payload:
-            copy(p, pos + 4, msg.p, 0, n_payload)
+            pos = put(p, pos, msg.p, 0, 0)
+        pos = put(p, pos, msg.p, msg.dest_off, msg.dest_len)
+        pos = put(p, pos, msg.p, msg.path_off, path_len)
+        pos = put(p, pos, msg.p, msg.iface_off, msg.iface_len)
+        pos = put(p, pos, msg.p, msg.member_off, msg.member_len)
+        pos = put(p, pos, msg.p, msg.error_off, msg.error_len)
+        pos = put(p, pos, of_bytes(error), 0, len(error))
+        pos = put(p, pos, of_bytes(why), 0, len(why))
+        put32(p, pos, n_payload)
+        put_copy(p, pos + 4, msg.p, 0, n_payload)
         out.end = pos + 4 + n_payload
         self.count += 1
         if out.end > _BATCH:
@@ -213,27 +215,6 @@ class Tracer:
         if not self.armed:
             self.armed = True
             self.ready(self)
-
-    def put(self, src, off: int, n: int) -> None:
-        """One string and the padding behind it; a length below 0 stands for none.
-
-        There is room: record() has seen to it. What comes next is aligned to four, always."""
-        out = self.pending
-        p = out.p
-        pos = out.end
-        if n <= 0:
-            store32(p, pos, 0, False)
-            store32(p, pos + 4, 0, False)
-            out.end = pos + 8
-            return
-        store32(p, pos, n, False)
-        copy(p, pos + 4, src, off, n)
-        pos += 4 + n
-        store32(p, pos, 0, False)
-        out.end = (pos + 4) & ~3
-
-    def put_bytes(self, text: bytes) -> None:
-        self.put(of_bytes(text), 0, len(text))
 
     def ship(self) -> None:
         """Queues what is pending for the tracer. Whoever was told that it is `ready` calls this."""
@@ -250,10 +231,10 @@ class Tracer:
         base = len(self.head)
         p = out.p
         self.serial = self.serial + 1 & 0xFFFFFFFF or 0x80000000
-        store32(p, 4, out.end - base, False)
-        store32(p, 8, self.serial, False)
-        store32(p, base, self.lost, False)
-        store32(p, base + 4, out.end - base - 8, False)
+        put32(p, 4, out.end - base)
+        put32(p, 8, self.serial)
+        put32(p, base, self.lost)
+        put32(p, base + 4, out.end - base - 8)
         if self.bus.hand(conn, out):
             self.lost = 0
         else:
@@ -277,3 +258,17 @@ def uid_of(conn: Connection | None) -> int:
     if conn is None or conn.user.uid is None:
         return _NO_UID
     return conn.user.uid
+
+
+def put(p, pos: int, src, off: int, n: int) -> int:
+    """One string and the padding behind it, where the next thing starts: what that is, is aligned
+    to four, always. A length below 0 stands for no string."""
+    if n <= 0:
+        put32(p, pos, 0)
+        put32(p, pos + 4, 0)
+        return pos + 8
+    put32(p, pos, n)
+    put_copy(p, pos + 4, src, off, n)
+    pos += 4 + n
+    put32(p, pos, 0)
+    return (pos + 4) & ~3

@@ -27,6 +27,7 @@ TRACE = b"org.jitney.Trace1"
 MAIN = "from jitney.compat.command import main_entry; main_entry()"
 RULES = """<policy context="default">
   <deny send_interface="com.example.I" send_member="Secret"/>
+  <deny own="com.example.Mine"/>
 </policy>"""
 
 
@@ -139,6 +140,28 @@ def test_refusals_alone(bus: buses.Daemon) -> None:
     (line,) = out.splitlines()
     assert "com.example.I.Secret" in line
     assert f"AccessDenied: rule: {bus.directory}/bus.conf:" in line
+
+
+def test_a_name_that_is_refused(bus: buses.Daemon) -> None:
+    with tracing(bus, "--denied", "--count=1") as process, joined(bus) as client:
+        refused = client.reply_to(client.driver(b"RequestName", "su", "com.example.Mine", 0))
+        assert refused.error_name == errors.ACCESS_DENIED
+        out, _ = finish(process)
+    assert "org.freedesktop.DBus.RequestName" in out
+    assert f"AccessDenied: rule: {bus.directory}/bus.conf:" in out
+
+
+def test_a_broadcast_that_is_refused(bus: buses.Daemon) -> None:
+    with joined(bus) as deaf:
+        deaf.reply_to(deaf.driver(b"AddMatch", "s", "member='Secret'"))
+        with tracing(bus, "--denied", "--count=1") as process, joined(bus) as client:
+            client.message(
+                wire.SIGNAL, destination=None, path=b"/a", interface=b"com.example.I",
+                member=b"Secret",
+            )  # fmt: skip
+            out, _ = finish(process)
+    assert f"-> {deaf.unique_name}" in out
+    assert "com.example.I.Secret" in out
 
 
 def test_lines_with_arguments(bus: buses.Daemon) -> None:

@@ -264,3 +264,20 @@ def test_after_its_end_nothing_is_sent() -> None:
 def test_nonsense_is_no_record(body: bytes) -> None:
     with pytest.raises(ValueError, match="record"):
         records.read(body, 0)
+
+
+def test_one_that_wants_everything_is_not_alone_for_long() -> None:
+    trace = Tracing()
+    one, two = pair(trace.bus)
+    trace.bus.dispatch(one, signal())
+    other = join(trace.bus)
+    trace.bus.become_monitor(other, [Rule(4)])
+    received(other)
+    trace.read()
+    trace.bus.dispatch(one, signal(2))
+    trace.bus.dispatch(one, call(two.unique_name, 3))
+    assert trace.members() == ["S", "M"]
+    assert [msg.member for msg in received(other)] == [b"S"]
+    trace.bus.disconnect(other)
+    trace.bus.dispatch(one, signal(4))
+    assert trace.members() == ["S"]
