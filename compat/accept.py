@@ -90,7 +90,11 @@ class Acceptor:
         if left > 0:
             return left
         hub.front.log(
-            "info", f"Connection {peer.label} (uid={worst}) did not authenticate while others wait"
+            "info",
+            f"Connection {peer.label} (uid={worst}) did not authenticate while others wait",
+            "closed",
+            uid=worst,
+            reason="did not authenticate while others wait",
         )
         hub.drop(peer)
         return 0.0

@@ -181,7 +181,8 @@ class Hub:
                     # Both are in order of time: one timeout for all.
                     following.append(when)
                     break
-                self.front.log("info", f"Connection {peer.label} {why}; closing it")
+                text = f"Connection {peer.label} {why}; closing it"
+                self.front.log("info", text, "closed", conn=peer.conn, reason=why)
                 self.drop(peer)
         when = self.bus.expire()
         if when > 0:

@@ -21,6 +21,7 @@ from jitney.broker import mem
 from jitney.compat import sysio
 from jitney.compat.assembly import BusService
 from jitney.compat.auth import Offer
+from jitney.compat.cli import Options
 from jitney.compat.config import load
 from jitney.compat.listen import Listener
 from jitney.compat.log import Log
@@ -62,7 +63,8 @@ class World:
         self.offer = Offer("0" * 32, ["EXTERNAL"])
         daemon = SimpleNamespace(
             config=load(str(file)),
-            options=SimpleNamespace(systemd_activation=False, busy_poll=0),
+            options=Options(),
+            metrics=[],
             log=Log(stderr=False),
             fd_limit=None,
             address="",

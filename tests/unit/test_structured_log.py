@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -164,3 +165,40 @@ def test_events_of_a_bus() -> None:
             assert (dropped["peer"], dropped["receiver_peer"]) == (
                 other.unique_name, one.unique_name,
             )  # fmt: skip
+
+
+@pytest.mark.parametrize("format", ["text", "json"])
+def test_a_log_that_nobody_reads(tmp_path: Path, format: str) -> None:
+    """The bus is as quick as ever with a full pipe for a log, and lives on when that breaks."""
+    file = tmp_path / "bus.conf"
+    deny = '<policy context="default"><deny send_destination="a.b" send_interface="a.i"/></policy>'
+    file.write_text(buses.CONFIG.format(type="session", directory=tmp_path, extra=deny))
+    words = ["--log-format=json"] if format == "json" else []
+    process = subprocess.Popen(
+        [*buses.jitney_command(), f"--config-file={file}", "--nofork", "--print-address=1", *words],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stderr is not None
+    try:
+        with RawClient(process.stdout.readline().decode().strip()) as one:
+            one.hello()
+            one.reply_to(one.driver(b"RequestName", "su", "a.b", 0))
+
+            def refused(times: int) -> None:
+                for _ in range(times):
+                    one.message(destination=b"a.b", path=b"/", interface=b"a.i", member=b"M")
+                assert one.reply_to(one.driver(b"GetId")).body
+
+            # Many times what a pipe holds.
+            refused(2000)
+            status = one.reply_to(one.driver(b"GetStatus", interface=b"org.jitney.Inspect1"))
+            assert json.loads(status.body[0])["log_lines_lost"] > 500
+            process.stderr.close()
+            refused(10)
+            assert process.poll() is None
+    finally:
+        process.terminate()
+        process.wait(10)
+        process.stdout.close()
+    assert process.returncode == 0
