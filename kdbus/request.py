@@ -159,6 +159,7 @@ class Request:
         self.cancel_fd: Any = None
         self.received: Any = None
         self.pending: Any = None
+        self.call: Any = None
 
     def fetch(self, memory: Memory, head: bytes, source_id: int, bloom_size: int) -> None:
         """Reads and checks all; what is wrong with it becomes `error`."""

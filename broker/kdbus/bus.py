@@ -77,6 +77,8 @@ class Bus(Routing):
         self.pending: deque[Message] = deque()
         self.flushing = False
         self.last_message = 0
+        # Metadata that some receiver may ask for: no other has to be gathered.
+        self.wanted = 0
         self.active = True
         self.default = Endpoint(self, b"bus", flags, self.uid, self.gid, None)
         self.endpoints[b"bus"] = self.default

@@ -151,6 +151,7 @@ class Connection:
                 raise KdbusError(errno.EMFILE) from refused
             self.id = bus.domain.last_id = core.id
         bus.connections[self.id] = self
+        bus.wanted |= self.recv_flags
         self.endpoint.connections[self] = None
         self.active = True
         if not self.monitor:
@@ -342,6 +343,7 @@ class Connection:
             self.send_flags = send
         if recv is not None:
             self.recv_flags = recv
+            self.bus.wanted |= recv
 
     # Names and policy
 
