@@ -89,11 +89,18 @@ class Message:
         self.dst_name = name
         self.add_raw(c.ITEM_DST_NAME, name + b"\0")
 
-    def keep(self) -> None:
-        """Copies what is only lent, so that the message outlasts the command that brought it."""
-        self.parts = [
-            (DATA, bytes(part[1])) if part[0] == DATA else part for part in self.parts
-        ]
+    def keep(self, inline: bool) -> None:
+        """Copies what is only lent, so that the message outlasts the command that brought it.
+
+        `inline`: nobody holds its memfds any longer, either."""
+        kept: list[tuple[Any, ...]] = []
+        for part in self.parts:
+            if part[0] == DATA:
+                part = (DATA, bytes(part[1]))
+            elif part[0] == MEMFD and inline:
+                part = (DATA, part[1].read(part[2], part[3]))
+            kept.append(part)
+        self.parts = kept
 
     # In a pool
 

@@ -225,7 +225,7 @@ class Routing:
         if name is not None:
             entry.name = name
             if name.activator is not None:
-                message.keep()
+                message.keep(not conn.installs)
                 entry.kept = message
         conn.queue.add(entry)
         conn.wake()

@@ -28,7 +28,8 @@ class Backing:
         self.device = device
         self.fd = os.memfd_create("jitney-kdbus", os.MFD_CLOEXEC)
         try:
-            self.id = fcntl.ioctl(device, p.BACKING_OPEN, struct.pack("=iIQ", self.fd, 0, 0))
+            # With a mutable buffer the result is the kernel's, which is the file's number.
+            self.id = fcntl.ioctl(device, p.BACKING_OPEN, bytearray(struct.pack("=iIQ", self.fd, 0, 0)))
         except OSError:
             os.close(self.fd)
             raise
