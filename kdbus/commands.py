@@ -90,7 +90,9 @@ def admit(handle: Handle, name: str) -> tuple[int, int]:
     return conn.id, conn.bus.bloom_size
 
 
-def run(handle: Handle, caller: Caller, request: Request, finished: Callable[[Request], None]) -> None:
+def run(
+    handle: Handle, caller: Caller, request: Request, finished: Callable[[Request], None]
+) -> None:
     """Does what was fetched. Afterwards `request.error` is an errno or 0, or None where the answer
     comes later: then `finished(request)` is called, once, with the lock held."""
     command = request.command
@@ -293,7 +295,8 @@ def send(
     finished: Callable[[Request], None],
 ) -> None:
     conn = handle.conn
-    assert conn is not None and request.message is not None
+    assert conn is not None
+    assert request.message is not None
     if not command.flags & c.SEND_SYNC_REPLY:
         conn.bus.send(conn, request.message, caller, None)
         command.put(32, conn.pool.empty, 0, 0)

@@ -185,7 +185,9 @@ class Request:
         if command.negotiates and not address:
             return
         form = uapi.MESSAGE_FORM
-        data = fetch(memory, form, address, memory.read_some(address, GUESS) if address % 8 == 0 else b"")
+        data = fetch(
+            memory, form, address, memory.read_some(address, GUESS) if address % 8 == 0 else b""
+        )
         envelope = self.envelope = Parsed(form, address, data)
         envelope.parse()
         if envelope.negotiates and not command.negotiates:

@@ -6,7 +6,8 @@ becomes notifications, which `flush()` sends when the command that caused them i
 
 Two worlds on one bus: whoever is on `core` without being one of ours (`is_own`) belongs to another
 front. `foreign` is told of messages for such a one and of broadcasts; `next` gets what the core
-reports, too. Both are None where there is only kdbus.
+reports, too. Both are None where there is only kdbus. The other front calls `flush()` when it has
+done something that the core reported.
 """
 
 from __future__ import annotations

@@ -52,7 +52,9 @@ class Greeting:
 class Received:
     """Where a message is: `return_flags` and, for fronts that can, what to install where."""
 
-    def __init__(self, offset: int, size: int, return_flags: int, fds: list[tuple[Any, int]]) -> None:
+    def __init__(
+        self, offset: int, size: int, return_flags: int, fds: list[tuple[Any, int]]
+    ) -> None:
         self.offset = offset
         self.size = size
         self.return_flags = return_flags
@@ -144,7 +146,8 @@ class Connection:
             self.id = bus.domain.next_id()
             bus.monitors[self.id] = self
         else:
-            bus.core.last_id = bus.domain.last_id
+            # Another front on the same bus gives ids as well.
+            bus.core.last_id = max(bus.core.last_id, bus.domain.last_id)
             try:
                 bus.core.hello(core)
             except Refused as refused:

@@ -37,7 +37,7 @@ def listing(conn: Any, flags: int, caller: Caller) -> tuple[int, int]:
     """LIST: (offset, size) of an array of infos."""
     out = []
     bus = conn.bus
-    others = [core for core in bus.core.connections.values()]
+    others = list(bus.core.connections.values())
     for core in others:
         other = bus.conn_of(core)
         number = core.id

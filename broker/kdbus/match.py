@@ -98,6 +98,4 @@ def bloom_masks(data: bytes, size: int) -> tuple[int, ...]:
     """A mask's generations as numbers; EDOM where they are not of the bus's size."""
     if len(data) < size or len(data) % size:
         raise KdbusError(errno.EDOM)
-    return tuple(
-        int.from_bytes(data[at : at + size], "little") for at in range(0, len(data), size)
-    )
+    return tuple(int.from_bytes(data[at : at + size], "little") for at in range(0, len(data), size))

@@ -52,7 +52,9 @@ class Policy:
 
     def drop(self, owner: Any) -> None:
         """All that this owner gave."""
-        self.entries = {key: entry for key, entry in self.entries.items() if entry.owner is not owner}
+        self.entries = {
+            key: entry for key, entry in self.entries.items() if entry.owner is not owner
+        }
 
     def replace(
         self,

@@ -24,7 +24,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class _Iovec(ctypes.Structure):
-    _fields_ = [("base", ctypes.c_size_t), ("length", ctypes.c_size_t)]  # noqa: RUF012
+    _fields_ = [("base", ctypes.c_size_t), ("length", ctypes.c_size_t)]
 
 
 _readv = _libc.process_vm_readv
@@ -97,7 +97,7 @@ class FdHandle:
 
 
 class _Statx(ctypes.Structure):
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         ("head", ctypes.c_uint32 * 4), ("link_uid_gid", ctypes.c_uint32 * 3),
         ("mode", ctypes.c_uint16), ("spare", ctypes.c_uint16), ("numbers", ctypes.c_uint64 * 4),
         ("times", ctypes.c_uint64 * 8), ("rdev", ctypes.c_uint32 * 2), ("dev", ctypes.c_uint32 * 2),
@@ -193,7 +193,9 @@ class ProcessMemory(Memory):
             mode, device = kind_of(fd)
             path_only = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_PATH
             # As kdbus: neither its own descriptors nor sockets that could carry others.
-            if not path_only and (device == self.own_device or (stat.S_ISSOCK(mode) and _is_unix(fd))):
+            if not path_only and (
+                device == self.own_device or (stat.S_ISSOCK(mode) and _is_unix(fd))
+            ):
                 raise KdbusError(errno.EOPNOTSUPP)
         except KdbusError:
             handle.drop()

@@ -277,4 +277,3 @@ class Filesystem:
         )
         self.reply(unique, answer[: 24 if minor < 23 else 64])
         self.passthrough = bool(out2)
-

@@ -15,7 +15,6 @@ import errno
 import os
 import stat
 from collections.abc import Callable
-from typing import Any
 
 from jitney.broker.kdbus import constants as c
 from jitney.broker.kdbus.errors import KdbusError
@@ -44,7 +43,9 @@ PUBLISHED = {
 class Call:
     """One ioctl that is being worked on."""
 
-    def __init__(self, unique: int, tid: int, handle: Opened, request: Request, out_size: int) -> None:
+    def __init__(
+        self, unique: int, tid: int, handle: Opened, request: Request, out_size: int
+    ) -> None:
         self.unique = unique
         self.tid = tid
         self.handle = handle
@@ -261,5 +262,3 @@ class Ioctls:
                 if fatal_pending(call.tid):
                     self.cancel(call, errno.EINTR)
             return bool(calls)
-
-

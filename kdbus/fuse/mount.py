@@ -58,7 +58,12 @@ class Mount:
     def by_helper(self) -> int:
         ours, theirs = socket.socketpair()
         with ours, theirs:
-            words = ["fusermount3", "-o", "fsname=kdbusfs,subtype=kdbusfs,default_permissions", "--"]
+            words = [
+                "fusermount3",
+                "-o",
+                "fsname=kdbusfs,subtype=kdbusfs,default_permissions",
+                "--",
+            ]
             done = subprocess.run(
                 [*words, self.path],
                 env={**os.environ, "_FUSE_COMMFD": str(theirs.fileno())},

@@ -29,7 +29,9 @@ class Backing:
         self.fd = os.memfd_create("jitney-kdbus", os.MFD_CLOEXEC)
         try:
             # With a mutable buffer the result is the kernel's, which is the file's number.
-            self.id = fcntl.ioctl(device, p.BACKING_OPEN, bytearray(struct.pack("=iIQ", self.fd, 0, 0)))
+            self.id = fcntl.ioctl(
+                device, p.BACKING_OPEN, bytearray(struct.pack("=iIQ", self.fd, 0, 0))
+            )
         except OSError:
             os.close(self.fd)
             raise
@@ -105,7 +107,9 @@ class Store:
         try:
             for at in range(offset, offset + size, p.STORE_MAX):
                 n = min(p.STORE_MAX, offset + size - at)
-                head = p.OUT_HEADER.pack(p.OUT_HEADER.size + p.STORE_OUT.size + n, p.NOTIFY_STORE, 0)
+                head = p.OUT_HEADER.pack(
+                    p.OUT_HEADER.size + p.STORE_OUT.size + n, p.NOTIFY_STORE, 0
+                )
                 body = p.STORE_OUT.pack(self.node, at, n, 0)
                 try:
                     os.writev(self.device, (head, body, view[at : at + n]))
@@ -134,4 +138,3 @@ def passthrough_works(device: int) -> bool:
     except OSError:
         return False
     return True
-

@@ -107,7 +107,9 @@ def _chain(tid: int) -> list[bytes]:
 class ClientNamespaces(Namespaces):
     """A receiver's view, where it is not our own."""
 
-    def __init__(self, user: bytes | None, pid: bytes | None, depth: int, maps: Sequence[bytes]) -> None:
+    def __init__(
+        self, user: bytes | None, pid: bytes | None, depth: int, maps: Sequence[bytes]
+    ) -> None:
         self.user = user
         self.pid_space = pid
         self.depth = depth
@@ -243,9 +245,7 @@ def opener(tid: int, uid: int, gid: int) -> Creds:
     uids = _numbers(status.get(b"Uid"))
     effective = int(status.get(b"CapEff", b"0"), 16)
     privileged = bool(effective >> IPC_OWNER & 1) and _space(tid, "user") == HOST_USER
-    return Creds(
-        uids[0] if uids else uid, uid, gid, _numbers(status.get(b"Groups")), privileged
-    )
+    return Creds(uids[0] if uids else uid, uid, gid, _numbers(status.get(b"Groups")), privileged)
 
 
 _kept: dict[int, tuple[float, tuple[bytes | None, ...], Facts]] = {}
