@@ -176,10 +176,14 @@ class Filesystem:
         node = self.nodes.lookup(self.find(number), name)
         if node is None:
             return errno.ENOENT
-        return p.ENTRY.pack(node.number, 0, 0, 1, 0, 0) + self.nodes.attributes(node)
+        # An endpoint's size changes once, at HELLO.
+        valid = 0 if isinstance(node.what, Endpoint) else 1
+        return p.ENTRY.pack(node.number, 0, 0, valid, 0, 0) + self.nodes.attributes(node)
 
     def getattr(self, _: int, number: int, __: Any, ___: memoryview) -> Any:
-        return p.ATTR_HEAD.pack(1, 0, 0) + self.nodes.attributes(self.find(number))
+        node = self.find(number)
+        valid = 0 if isinstance(node.what, Endpoint) and not node.size else 1
+        return p.ATTR_HEAD.pack(valid, 0, 0) + self.nodes.attributes(node)
 
     def opendir(self, _: int, number: int, __: Any, ___: memoryview) -> Any:
         if not self.nodes.is_directory(self.find(number)):
