@@ -196,7 +196,7 @@ def self_pool(path: str, to: str) -> None:
     peer = Peer(Path(path))
     for turn in range(4):
         _, address = _map_pool(peer)
-        vec = item(c.ITEM_PAYLOAD_VEC, u64(256 * 1024, address + 256 * 1024 * (turn % 2)))
+        vec = item(c.ITEM_PAYLOAD_VEC, u64(32 * 1024, address + POOL // 2 + 32 * 1024 * turn))
         print("sending", flush=True)
         peer.send(message(int(to), vec))
     print("sent", flush=True)
@@ -206,7 +206,7 @@ def userfaults(path: str, to: str, threads: str = "1") -> None:
     """Sends pages for which it would have to answer itself, and never does."""
     import threading
 
-    fd = _libc.syscall(323, 1 | os.O_CLOEXEC)
+    fd = _libc.syscall(323, os.O_CLOEXEC)
     if fd < 0:
         print("no userfaultfd", flush=True)
         return

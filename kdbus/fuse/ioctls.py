@@ -53,6 +53,8 @@ class Call:
         self.out_size = out_size
         self.memory: ProcessMemory | None = None
         self.interrupted = False
+        # Answered, or about to be: nobody else does it.
+        self.over = False
         self.watching: FdHandle | None = None
 
 
@@ -66,9 +68,8 @@ class Ioctls:
         self.domain = filesystem.domain
         self.crew = filesystem.crew
         self.own_device = own_device
+        self.active: dict[int, Call] = {}
         self.waiting: dict[int, Call] = {}
-        self.starting: set[int] = set()
-        self.early: set[int] = set()
         self.user_away: dict[int, int] = {}
         self.watch: Callable[[int, Callable[[], None]], None] = lambda fd, callback: None
         self.unwatch: Callable[[FdHandle], None] = lambda handle: handle.drop()
@@ -90,6 +91,7 @@ class Ioctls:
         if form is None or handle is None or flags & p.IOCTL_DIR:
             self.answer(unique, errno.ENOTTY, b"")
             return
+        call = Call(unique, tid, handle, Request(form, address), out_size)
         with self.domain.lock:
             try:
                 source_id, bloom_size = admit(handle, form.name)
@@ -97,16 +99,17 @@ class Ioctls:
             except KdbusError as error:
                 self.answer(unique, error.errno, b"")
                 return
-            if form.name == "SEND":
-                self.starting.add(unique)
-        call = Call(unique, tid, handle, Request(form, address), out_size)
+            self.active[unique] = call
         try:
             if handle.suspected or self.filesystem.suspected_uids.get(uid, 0) >= MANY_SUSPECTS:
                 self.crew.step_down(me)
             self.do(me, call, ProcCaller(tid, uid, gid), head, source_id, bloom_size)
+        except BaseException:
+            with self.domain.lock:
+                self.close(call)
+            raise
         finally:
             self.end(handle)
-            self.starting.discard(unique)
 
     def begin(self, handle: Opened) -> None:
         """Counts those who may keep a thread; with the lock held."""
@@ -134,6 +137,10 @@ class Ioctls:
         finally:
             self.crew.back(me)
         with self.domain.lock:
+            if call.over:
+                # The client died meanwhile: nothing is done in its name any more.
+                request.drop()
+                return
             run(call.handle, caller, request, self.finished)
             if request.error is None:
                 self.wait(call)
@@ -183,10 +190,17 @@ class Ioctls:
                         memory.write(address, changed)
             except KdbusError as error:
                 number = error.errno
+        with self.domain.lock:
+            request.drop()
+            if call.over:
+                return
+            self.close(call)
         self.answer(call.unique, number, data)
-        if request.handles:
-            with self.domain.lock:
-                request.drop()
+
+    def close(self, call: Call) -> None:
+        """It is answered now; with the lock held."""
+        call.over = True
+        self.active.pop(call.unique, None)
 
     def publish(self, call: Call) -> None:
         at = PUBLISHED.get(call.request.form.name)
@@ -216,8 +230,7 @@ class Ioctls:
         if cancel is not None:
             call.watching = cancel.hold()
             self.watch(cancel.fd, lambda: self.cancel(call, errno.ECANCELED))
-        if call.unique in self.early:
-            self.early.discard(call.unique)
+        if call.interrupted:
             self.signalled(call)
 
     def finished(self, request: Request) -> None:
@@ -235,30 +248,39 @@ class Ioctls:
             if call.unique in self.waiting and conn is not None:
                 conn.bus.cancel(call.request.pending, number)
 
+    # Signals
+
     def interrupt(self, unique: int) -> None:
         """A signal for a client that waits for us."""
         with self.domain.lock:
-            call = self.waiting.get(unique)
+            call = self.active.get(unique)
             if call is not None:
                 self.signalled(call)
-            elif unique in self.starting:
-                self.early.add(unique)
 
     def signalled(self, call: Call) -> None:
         # The kernel's module would have the call begun again after the handler has run; from here
         # that cannot be asked for. So a caught signal waits for the call's end, as it may be short.
         if fatal_pending(call.tid):
-            self.cancel(call, errno.EINTR)
+            self.abandon(call)
         else:
             # A second signal is not reported, so we have to look for it.
             call.interrupted = True
             self.check_later()
 
+    def abandon(self, call: Call) -> None:
+        """The client is to die. If one of our threads waits for its memory, that memory goes only
+        when the client does, and the client only when it is answered."""
+        if call.unique in self.waiting:
+            self.cancel(call, errno.EINTR)
+        else:
+            self.close(call)
+            self.answer(call.unique, errno.EINTR, b"")
+
     def check_signals(self) -> bool:
         """Whether it is to be called again."""
         with self.domain.lock:
-            calls = [call for call in self.waiting.values() if call.interrupted]
+            calls = [call for call in self.active.values() if call.interrupted]
             for call in calls:
                 if fatal_pending(call.tid):
-                    self.cancel(call, errno.EINTR)
+                    self.abandon(call)
             return bool(calls)

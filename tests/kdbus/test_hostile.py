@@ -62,6 +62,7 @@ def test_memory_that_never_comes(tree: Mounted) -> None:
         pytest.skip("no userfaultfd here")
     for _ in range(3):
         assert answered(bus.path)
+    assert process.poll() is None
     ended(process)
     assert answered(bus.path)
     with pytest.raises(Errno):
