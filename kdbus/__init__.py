@@ -1,4 +1,4 @@
-"""kdbus's own interface, in front of `jitney.broker.kdbus`: commands as compiled programs give them.
+"""kdbus's own interface before `jitney.broker.kdbus`: commands as compiled programs give them.
 
 Invariant: what a command means is decided in the core; here its bytes are taken apart and put
 together, and a client's memory is read and written through an interface, whoever implements it:

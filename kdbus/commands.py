@@ -108,6 +108,9 @@ def run(
         COMMANDS[request.form.name](handle, caller, request, command, finished)
     except KdbusError as error:
         request.error = error.errno
+    except OSError as error:
+        # Of ours, for want of memory or descriptors.
+        request.error = error.errno or errno.ENOMEM
 
 
 # What goes with items

@@ -46,7 +46,7 @@ class Memory:
         raise KdbusError(errno.EBADF)
 
     def take_memfd(self, number: int, start: int, size: int) -> Any:
-        """A sealed memfd that has these bytes, with `read()`; EBADF, EMEDIUMTYPE, ETXTBSY, EFAULT."""
+        """A sealed memfd with these bytes, and `read()`; EBADF, EMEDIUMTYPE, ETXTBSY, EFAULT."""
         raise KdbusError(errno.EBADF)
 
 
@@ -223,7 +223,7 @@ class Request:
     def arrange(
         self, message: Message, envelope: Parsed, bloom_size: int
     ) -> tuple[list[tuple[int, int]], list[int]]:
-        """Puts the items into the message; (what to read of the client's memory, for which part)."""
+        """Puts the items into the message; (what to read of the client, for which part)."""
         reads = []
         places = []
         payload = 0

@@ -1,7 +1,7 @@
 """Helpers for kdbus's tests: commands as bytes, and clients without a file system.
 
-Invariant: a client here goes through the same table of commands as one over FUSE; only its memory is
-a bytearray of ours, and its descriptors are made up.
+Invariant: a client here goes through the same table of commands as one over FUSE; only its memory
+is a bytearray of ours, and its descriptors are made up.
 """
 
 from __future__ import annotations
@@ -156,8 +156,8 @@ class Got:
 
     def __init__(self, data: bytes) -> None:
         (
-            self.size, self.flags, self.priority, self.dst, self.src, self.payload_type, self.cookie,
-            self.timeout,
+            self.size, self.flags, self.priority, self.dst, self.src, self.payload_type,
+            self.cookie, self.timeout,
         ) = struct.unpack_from("<QQqQQQQQ", data)  # fmt: skip
         self.data = data
         self.items = items_of(data[: self.size], 64)

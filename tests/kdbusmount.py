@@ -54,13 +54,15 @@ class Mounted:
 
 
 @contextmanager
-def mounted(path: Path, pool: str = "auto", watchdog: float = 10.0) -> Iterator[Mounted]:
+def mounted(
+    path: Path, pool: str = "auto", watchdog: float = 10.0, time_to_live: int = TIME_TO_LIVE
+) -> Iterator[Mounted]:
     path.mkdir(exist_ok=True)
     words = ["mount", str(path), "--foreground", "--pool", pool, "--watchdog", str(watchdog)]
     process = subprocess.Popen([sys.executable, "-c", RUN, *words], stdout=subprocess.PIPE)
     # Not a test's measure: it only makes sure that nobody waits for ever.
     killer = subprocess.Popen(
-        ["sh", "-c", f"sleep {TIME_TO_LIVE}; kill -KILL {process.pid}"], start_new_session=True
+        ["sh", "-c", f"sleep {time_to_live}; kill -KILL {process.pid}"], start_new_session=True
     )
     try:
         assert process.stdout is not None
@@ -268,7 +270,6 @@ def client(*words: str, count: int = 1) -> subprocess.Popen[bytes]:
     assert process.stdout is not None
     process.first = process.stdout.readline()  # type: ignore[attr-defined]
     return process
-
 
 
 if __name__ == "__main__":

@@ -32,8 +32,8 @@ class Message:
 
     __slots__ = (
         "bloom", "caller", "cookie", "dst_id", "dst_name", "fds", "flags", "kind", "memfds", "meta",
-        "name", "new_id", "number", "old_id", "parts", "payload_type", "priority", "source", "src_id",
-        "stamp", "timeout",
+        "name", "new_id", "number", "old_id", "parts", "payload_type", "priority", "source",
+        "src_id", "stamp", "timeout",
     )  # fmt: skip
 
     def __init__(self, dst_id: int, flags: int, cookie: int = 0, timeout: int = 0) -> None:
@@ -96,10 +96,11 @@ class Message:
         kept: list[tuple[Any, ...]] = []
         for part in self.parts:
             if part[0] == DATA:
-                part = (DATA, bytes(part[1]))
+                kept.append((DATA, bytes(part[1])))
             elif part[0] == MEMFD and inline:
-                part = (DATA, part[1].read(part[2], part[3]))
-            kept.append(part)
+                kept.append((DATA, part[1].read(part[2], part[3])))
+            else:
+                kept.append(part)
         self.parts = kept
 
     # In a pool

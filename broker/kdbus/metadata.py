@@ -59,8 +59,8 @@ class Facts:
     effective and bounding. `spaces` is for the front's Namespaces alone."""
 
     __slots__ = (
-        "audit", "caps", "cgroup", "cmdline", "exe", "gids", "groups", "last_cap", "pid_comm", "pids",
-        "root", "seclabel", "spaces", "tid_comm", "uids",
+        "audit", "caps", "cgroup", "cmdline", "exe", "gids", "groups", "last_cap", "pid_comm",
+        "pids", "root", "seclabel", "spaces", "tid_comm", "uids",
     )  # fmt: skip
 
     def __init__(self) -> None:

@@ -41,10 +41,12 @@ class Names:
             asked |= registry.ALLOW_REPLACEMENT
         if not flags & c.NAME_QUEUE:
             asked |= registry.DO_NOT_QUEUE
-        if flags & c.NAME_REPLACE and name is not None and name.queue:
-            # Who cannot replace waits at the end; classic D-Bus would let it go ahead of others.
-            if name.queue[0].flags & registry.ALLOW_REPLACEMENT:
-                asked |= registry.REPLACE_EXISTING
+        # Who cannot replace waits at the end; classic D-Bus would let it go ahead of others.
+        replaceable = (
+            name is not None and name.queue and name.queue[0].flags & registry.ALLOW_REPLACEMENT
+        )
+        if flags & c.NAME_REPLACE and replaceable:
+            asked |= registry.REPLACE_EXISTING
         saved = flags & (c.NAME_ALLOW | c.NAME_QUEUE)
         self.incoming = saved
         try:

@@ -14,9 +14,9 @@ from .pool import Slice
 
 
 class Entry:
-    """One queued message. `fds`: what is to be installed at the `patches`, of which `n_fds` are charged;
-    `name`: the registry's entry that it was sent to; `kept`: the message
-    itself, where it may have to move to another connection; `reply`: what it is to be answered."""
+    """One queued message. `fds`: what is to be installed at the `patches`, of which `n_fds` are
+    charged; `name`: the registry's entry that it was sent to; `kept`: the message itself, where it
+    may have to move to another connection; `reply`: the answer that is awaited."""
 
     __slots__ = (
         "fds", "kept", "n_fds", "name", "patches", "priority", "reply", "size", "slice", "user",

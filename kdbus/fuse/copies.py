@@ -32,7 +32,8 @@ _writev = _libc.process_vm_writev
 for _call in (_readv, _writev):
     _call.restype = ctypes.c_ssize_t
     _call.argtypes = [
-        ctypes.c_int, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_ulong
+        ctypes.c_int, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_void_p, ctypes.c_ulong,
+        ctypes.c_ulong,
     ]  # fmt: skip
 _syscall = _libc.syscall
 _syscall.restype = ctypes.c_long
@@ -143,12 +144,9 @@ class ProcessMemory(Memory):
         count = len(parts)
         total = sum(size for _, size in parts)
         local = _Iovec(room.base, total)
-        remote = (_Iovec * count)(*parts)
-        got = 0
-        while count:
-            # The kernel takes a thousand at a time; a message cannot have more items than that.
-            got = _readv(self.tid, ctypes.byref(local), 1, remote, count, 0)
-            break
+        # The kernel takes 1024 at a time; a message cannot have more items than that.
+        remote = (_Iovec * count)(*parts)  # type: ignore[misc]
+        got = _readv(self.tid, ctypes.byref(local), 1, remote, count, 0)
         if got < 0:
             raise _failed()
         if got != total:

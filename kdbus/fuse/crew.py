@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any
@@ -26,6 +28,13 @@ TICK = 0.01
 REST = 1.0
 MAX_THREADS = 192
 SPARE_JOBS = 4
+
+
+def _safely(job: Callable[[], None]) -> None:
+    try:
+        job()
+    except Exception:
+        traceback.print_exc(file=sys.stderr)
 
 
 class Worker:
@@ -59,7 +68,7 @@ class Crew:
         self.beats = 0
         self.resting = False
         self.called = threading.Event()
-        self.jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self.jobs: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self.job_threads = 0
         self.jobs_idle = 0
 
@@ -170,19 +179,13 @@ class Crew:
             elif self.job_threads < MAX_THREADS:
                 self.job_threads += 1
                 threading.Thread(target=self.do_jobs, name="job", daemon=True).start()
-        self.jobs.put(job)
+        self.jobs.put(lambda: _safely(job))
 
     def do_jobs(self) -> None:
         while True:
-            job = self.jobs.get()
-            if job is None:
-                return
-            try:
-                job()
-            finally:
-                with self.guard:
-                    self.jobs_idle += 1
-                    if self.jobs_idle > SPARE_JOBS and self.jobs.empty():
-                        self.jobs_idle -= 1
-                        self.job_threads -= 1
-                        return
+            self.jobs.get()()
+            with self.guard:
+                if self.jobs_idle >= SPARE_JOBS and self.jobs.empty():
+                    self.job_threads -= 1
+                    return
+                self.jobs_idle += 1

@@ -1,13 +1,14 @@
 """The daemon behind a mount: its main thread keeps the time, the crew does the work.
 
 Invariant: the event loop never looks into a client's memory and takes the domain's lock only for
-what the core does at once. What it does: deadlines, cancel descriptors, signals, the watchdog's beat.
+what the core does at once. It does deadlines, cancel descriptors, signals, the watchdog's beat.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable
@@ -28,6 +29,9 @@ class Daemon:
     """`pool`: "auto", "passthrough" or "store". `ready()` is called when clients can come."""
 
     def __init__(self, path: str, pool: str, limit: float = LIMIT) -> None:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft != hard:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         self.mount = Mount(path)
         try:
             device = device_of(self.mount.path)
@@ -41,7 +45,7 @@ class Daemon:
                 fs.passthrough = False
             if pool == "passthrough" and not fs.passthrough:
                 raise OSError(
-                    "pools by passthrough need Linux 6.9 and CAP_SYS_ADMIN in the first user namespace"
+                    "passthrough needs Linux 6.9 and CAP_SYS_ADMIN in the first user namespace"
                 )
             self.ioctls = Ioctls(fs, device)
         except BaseException:

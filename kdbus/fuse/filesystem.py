@@ -1,8 +1,8 @@
 """Filesystem: what is answered to each request of the kernel.
 
 Invariant: the domain is only looked at or changed with its lock held, and nothing that a client
-can draw out is done meanwhile. Each request is answered exactly once; a synchronous SEND is answered
-when its reply, its end or a deadly signal for the caller comes.
+can draw out is done meanwhile. Each request is answered exactly once; a synchronous SEND when its
+reply, its end or a deadly signal for the caller comes.
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ from .process import opener
 READABLE = select.POLLIN | select.POLLRDNORM
 WRITABLE = select.POLLOUT | select.POLLWRNORM
 OVER = select.POLLERR | select.POLLHUP
+
+OPENED_MAX = 2048
+"""So many nodes one user may have open; with a backing file each costs us a descriptor."""
 
 
 class FuseTransport(Transport):
@@ -75,6 +78,7 @@ class Filesystem:
         self.domain = domain
         self.nodes = Nodes(domain, uid, gid)
         self.handles: dict[int, Opened] = {}
+        self.opened: dict[int, int] = {}
         self.last_handle = 0
         self.passthrough = False
         self.crew = Crew(device, self.handle, self.suspect)
@@ -131,6 +135,9 @@ class Filesystem:
                     self.reply(unique, answer)
         except KdbusError as error:
             self.fail(unique, error.errno)
+        except OSError as error:
+            # What the kernel does not give us (descriptors, memory), we cannot give either.
+            self.fail(unique, error.errno or errno.EIO)
         except Exception:
             # A mistake of ours costs the one who ran into it one command, and nobody else anything.
             traceback.print_exc(file=sys.stderr)
@@ -216,6 +223,8 @@ class Filesystem:
             endpoint.need_active()
         elif node.what != CONTROL:
             return errno.EISDIR
+        if self.opened.get(uid, 0) >= OPENED_MAX:
+            return errno.EMFILE
         self.last_handle += 1
         handle = Opened(self.domain, endpoint, opener(tid, uid, gid), self.last_handle)
         flags, backing = p.OPEN_NOFLUSH | p.OPEN_KEEP_CACHE, 0
@@ -228,11 +237,13 @@ class Filesystem:
                 pool = Store(self.device, number)
             handle.transport = FuseTransport(self, node, pool)
         self.handles[handle.number] = handle
+        self.opened[uid] = self.opened.get(uid, 0) + 1
         return p.OPEN_OUT.pack(handle.number, flags, backing)
 
     def release(self, _: int, __: int, ___: Any, body: memoryview) -> Any:
         handle = self.handles.pop(p.U64.unpack_from(body)[0], None)
         if handle is not None:
+            self.opened[handle.uid] -= 1
             handle.close()
             if isinstance(handle.transport, FuseTransport):
                 handle.transport.pool.release()

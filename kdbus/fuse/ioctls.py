@@ -2,11 +2,11 @@
 
 Invariant: a command goes through the same three steps, each of which can fail with an errno: its
 bytes are fetched (the client may keep us waiting), the core does it (with the lock, at once), and
-what came of it goes back (the client may keep us waiting again). A client that keeps more than
-STUCK_MAX of our threads waiting gets EBUSY, and so does a user with more than USER_STUCK_MAX.
+what came of it goes back (the client may keep us waiting again). Who keeps more than STUCK_MAX of
+our threads with one descriptor gets EBUSY, and so does a user with more than USER_STUCK_MAX.
 
 Ioctls of a plain file come in FUSE's restricted form: the kernel copies a command's fixed part for
-us where the ioctl number says that the client writes it, and our answer where it says that it reads.
+us where the ioctl number says that the client writes it, and our answer where that it reads.
 """
 
 from __future__ import annotations

@@ -2,13 +2,14 @@
 
 Invariant: what a client sees at a published slice is what the bus wrote there before. With a
 backing file (`Passthrough`) both sides map the same memfd; needs Linux 6.9 and CAP_SYS_ADMIN in the
-first user namespace. With `Store` the bus keeps the bytes and puts them into the client's page cache
-when a slice is published; works everywhere, for one more copy. FUSE cannot forbid a writable
+first user namespace. With `Store` the bus keeps the bytes and puts them into the client's page
+cache when a slice is published; works everywhere, for one more copy. FUSE cannot forbid a writable
 mapping: a client can spoil its own pool, and nothing is ever decided by what is in one.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import mmap
 import os
@@ -16,7 +17,12 @@ import struct
 from collections.abc import Iterable
 from typing import Any
 
+from jitney.broker.kdbus.errors import KdbusError
+
 from . import protocol as p
+
+POOL_MAX = 1 << 34
+"""Pages are only there when something was written to them, but addresses are not endless."""
 
 
 class Backing:
@@ -38,6 +44,8 @@ class Backing:
         self.map: mmap.mmap | None = None
 
     def resize(self, size: int) -> None:
+        if size > POOL_MAX:
+            raise KdbusError(errno.ENOMEM)
         os.ftruncate(self.fd, size)
         self.map = mmap.mmap(self.fd, size)
 
@@ -82,6 +90,8 @@ class Store:
         self.map: mmap.mmap | None = None
 
     def resize(self, size: int) -> None:
+        if size > POOL_MAX:
+            raise KdbusError(errno.ENOMEM)
         self.size = size
         self.map = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 

@@ -5,7 +5,7 @@ namespace that is not ours or below ours is nobody's client here (FUSE shows it 
 
 `gather()` may read memory of the client (its command line), so it is for threads that can be left
 alone with it; all the rest is the kernel's own. A process that execs or changes its ids between
-the kernel's request and our look is seen as what it is then: unlike in a kernel, this is no snapshot.
+the kernel's request and our look is seen as what it is then: unlike in a kernel, it is no snapshot.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Spaces:
 
 def _chain(tid: int) -> list[bytes]:
     """The pid namespace of a process and those around it, innermost first, up to ours."""
-    out = []
+    out: list[bytes] = []
     try:
         fd = os.open(f"/proc/{tid}/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -295,7 +295,7 @@ class ProcCaller(Caller):
                 _kept.clear()
             _kept[tid] = (now + KEPT, same, facts)
         # As the kernel has them: what it took when the request was made is in its header.
-        facts.uids, facts.gids = uids, gids  # type: ignore[assignment]
+        facts.uids, facts.gids = uids, gids
         tgid = int(status[b"Tgid"])
         facts.pids = (tgid, tid, int(status[b"PPid"]))
         facts.groups = _numbers(status.get(b"Groups"))

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - tables are read in columns
 """Every command of kdbus with its flags, items and errnos, from one table.
 
 Where kdbus's manual pages and its source say different things, the source is what programs met:

@@ -65,7 +65,7 @@ def test_tree(tree: Mounted) -> None:
         lambda: os.mkdir(root / "x"),
         lambda: os.unlink(root / "control"),
         lambda: os.truncate(root / "control", 5),
-        lambda: (root / "x").touch(),
+        (root / "x").touch,
     ):
         with pytest.raises(OSError, match=r"Errno"):
             change()
@@ -216,9 +216,7 @@ def test_deadline(tree: Mounted) -> None:
     got = a.recv()
     assert (got.timeout, got.items[0].kind) == (4, c.ITEM_REPLY_TIMEOUT)
     soon = time.monotonic_ns() + 50_000_000
-    fails(
-        e.ETIMEDOUT, a.send, message(b.id, flags=c.EXPECT_REPLY, timeout=soon), c.SEND_SYNC_REPLY
-    )
+    fails(e.ETIMEDOUT, a.send, message(b.id, flags=c.EXPECT_REPLY, timeout=soon), c.SEND_SYNC_REPLY)
 
 
 def test_descriptors(tree: Mounted) -> None:
@@ -254,7 +252,12 @@ def test_descriptors_that_are_not_passed(tree: Mounted) -> None:
     bus = Bus(tree.path)
     a, b = Peer(bus.path), Peer(bus.path)
     with socket.socket(socket.AF_UNIX) as unix, socket.socket() as inet:
-        for fd, wrong in ((unix.fileno(), True), (a.fd, True), (b.fd, True), (inet.fileno(), False)):
+        for fd, wrong in (
+            (unix.fileno(), True),
+            (a.fd, True),
+            (b.fd, True),
+            (inet.fileno(), False),
+        ):
             data = message(b.id, item(c.ITEM_FDS, struct.pack("<i", fd)))
             if wrong:
                 fails(e.EOPNOTSUPP, a.send, data)
