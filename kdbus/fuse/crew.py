@@ -38,13 +38,15 @@ def _safely(job: Callable[[], None]) -> None:
 
 
 class Worker:
-    """One thread. `since`: when it began what may last; 0 while it does nothing of that kind."""
+    """One thread. `began`: when it took up a request, `since`: when it began what may last; both 0
+    while it does nothing of that kind."""
 
     def __init__(self) -> None:
         self.buffer = bytearray(p.BUFFER)
         self.view = memoryview(self.buffer)
         self.leading = False
         self.since = 0.0
+        self.began = 0.0
         self.busy_with: Any = None
 
 
@@ -109,7 +111,9 @@ class Crew:
                 if self.resting:
                     self.resting = False
                     self.called.set()
+                me.began = time.monotonic()
                 self.handle(me, size)
+                me.began = 0.0
             with self.guard:
                 # Enough others wait for their turn.
                 if self.waiting >= 2:
@@ -168,6 +172,12 @@ class Crew:
                     self.called.wait()
                 self.resting = False
                 quiet = 0.0
+
+    def hangs(self, seconds: float) -> bool:
+        """Whether the leader has been at one request for so long without being deposed."""
+        leader = self.leader
+        began = leader.began if leader is not None else 0.0
+        return bool(began) and time.monotonic() - began > seconds
 
     # Jobs that are nobody's request
 

@@ -18,7 +18,7 @@ from jitney.broker.kdbus.domain import Domain
 from .copies import FdHandle
 from .filesystem import Filesystem
 from .ioctls import Ioctls
-from .mount import Mount, device_of
+from .mount import Mount
 from .pools import passthrough_works
 from .watchdog import BEAT, LIMIT, Watchdog
 
@@ -34,7 +34,7 @@ class Daemon:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         self.mount = Mount(path)
         try:
-            device = device_of(self.mount.path)
+            device = self.mount.device
             self.watchdog = Watchdog(self.mount.path, device, self.mount.helper, limit)
             self.domain = Domain()
             fs = self.filesystem = Filesystem(
@@ -87,7 +87,7 @@ class Daemon:
         crew = self.filesystem.crew
         while True:
             # The lock may be had, so the core is not stuck either.
-            if self.domain.lock.acquire(timeout=BEAT):
+            if not crew.hangs(BEAT) and self.domain.lock.acquire(timeout=BEAT):
                 self.domain.lock.release()
                 self.watchdog.beat()
             if crew.ended.is_set():

@@ -165,8 +165,10 @@ class Filesystem:
 
     def suspect(self, what: Any) -> None:
         """The leader was kept by what is done for this handle."""
-        if isinstance(what, Opened) and not what.suspected:
-            with self.domain.lock:
+        if not isinstance(what, Opened):
+            return
+        with self.domain.lock:
+            if not what.suspected and what.number in self.handles:
                 what.suspected = True
                 self.suspected_uids[what.uid] = self.suspected_uids.get(what.uid, 0) + 1
 

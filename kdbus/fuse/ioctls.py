@@ -91,6 +91,10 @@ class Ioctls:
         if form is None or handle is None or flags & p.IOCTL_DIR:
             self.answer(unique, errno.ENOTTY, b"")
             return
+        if tid == 0:
+            # From a pid namespace that is not ours or below ours: its memory is out of reach.
+            self.answer(unique, errno.EPERM, b"")
+            return
         call = Call(unique, tid, handle, Request(form, address), out_size)
         with self.domain.lock:
             try:
@@ -185,6 +189,8 @@ class Ioctls:
                 data = bytes(command.data[: call.out_size])
             try:
                 for address, changed in request.written():
+                    if call.over:
+                        break  # it is dead, and its number may be another's soon
                     end = address + len(changed)
                     if not request.address <= address <= end <= request.address + call.out_size:
                         memory.write(address, changed)

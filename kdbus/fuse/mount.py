@@ -25,7 +25,7 @@ class Mount:
     """A mounted tree. `device` is the number of the file system, and of FUSE's connection."""
 
     def __init__(self, path: str) -> None:
-        self.path = os.path.abspath(path)
+        self.path = os.path.realpath(path)
         self.helper = False
         self.fd = -1
         try:
@@ -35,6 +35,7 @@ class Mount:
                 raise
             self.fd = self.by_helper()
             self.helper = True
+        self.device = device_of(self.path)
 
     def by_syscall(self) -> int:
         fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
@@ -80,11 +81,15 @@ class Mount:
             return fds[0]
 
     def close(self) -> None:
-        unmount(self.path, self.helper)
+        unmount(self.path, self.device, self.helper)
 
 
-def unmount(path: str, helper: bool = False) -> None:
-    """Takes a mount away, whatever state it is in; who has files of it open gets errors."""
+def unmount(path: str, device: int, helper: bool = False) -> None:
+    """Takes a mount away, whatever state it is in; who has files of it open gets errors.
+
+    Only if it is that one: another daemon may have taken the place meanwhile."""
+    if not device or device_of(path) != device:
+        return
     if helper:
         words = ["fusermount3", "-u", "-z", "-q", "--", path]
         subprocess.run(words, check=False, stderr=subprocess.DEVNULL)

@@ -86,13 +86,13 @@ def _watch(pipe: int, watched: int, path: str, device: int, helper: bool, limit:
             last = time.monotonic()
         elif time.monotonic() - last >= limit:
             end_connection(device)
-            unmount(path, helper)
+            unmount(path, device, helper)
             try:
                 os.kill(watched, signal.SIGKILL)
             except OSError:
                 pass
             break
-    unmount(path, helper)
+    unmount(path, device, helper)
 
 
 def end_connection(device: int) -> None:
