@@ -198,7 +198,7 @@ def bus_make(handle: Handle, caller: Caller, request: Request, command: Parsed, 
 def endpoint_make(handle: Handle, caller: Caller, _: Request, command: Parsed, __: Any) -> None:
     assert handle.endpoint is not None
     name = command.text(c.ITEM_MAKE_NAME) or b""
-    handle.owns = handle.endpoint.make_endpoint(caller, handle.opener, name, command.flags)
+    handle.owns = handle.endpoint.make_endpoint(caller, name, command.flags)
 
 
 def endpoint_update(handle: Handle, caller: Caller, _: Request, command: Parsed, __: Any) -> None:

@@ -45,6 +45,10 @@ class Memory:
         """A handle of the client's descriptor, with `hold()` and `drop()`; EBADF, EOPNOTSUPP."""
         raise KdbusError(errno.EBADF)
 
+    def take_cancel(self, number: int) -> Any:
+        """A handle of a descriptor that can be waited for; EBADF, EINVAL."""
+        return self.take_fd(number)
+
     def take_memfd(self, number: int, start: int, size: int) -> Any:
         """A sealed memfd with these bytes, and `read()`; EBADF, EMEDIUMTYPE, ETXTBSY, EFAULT."""
         raise KdbusError(errno.EBADF)
@@ -196,7 +200,7 @@ class Request:
             return
         cancel = command.get(c.ITEM_CANCEL_FD)
         if cancel is not None:
-            self.cancel_fd = memory.take_fd(int.from_bytes(cancel, "little", signed=True))
+            self.cancel_fd = memory.take_cancel(int.from_bytes(cancel, "little", signed=True))
             self.handles.append(self.cancel_fd)
         self.message = self.make_message(memory, envelope, source_id, bloom_size)
 

@@ -221,10 +221,10 @@ def userfaults(path: str, to: str, threads: str = "1") -> None:
     assert _libc.ioctl(fd, ctypes.c_ulong(0xC020AA00), registered) == 0
 
     def one() -> None:
-        peer = Peer(Path(path))
-        vec = item(c.ITEM_PAYLOAD_VEC, u64(4096, address))
-        print("sending", flush=True)
         try:
+            peer = Peer(Path(path))
+            vec = item(c.ITEM_PAYLOAD_VEC, u64(4096, address))
+            print("sending", flush=True)
             peer.send(message(int(to), vec))
         except Errno as error:
             print(error, flush=True)

@@ -12,6 +12,7 @@ done something that the core reported.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections import deque
 from typing import Any
@@ -80,6 +81,8 @@ class Bus(Routing):
         self.last_message = 0
         # Metadata that some receiver may ask for: no other has to be gathered.
         self.wanted = 0
+        # How many of its connections can be given descriptors.
+        self.installers = 0
         self.active = True
         self.default = Endpoint(self, b"bus", flags, self.uid, self.gid, None)
         self.endpoints[b"bus"] = self.default
@@ -137,7 +140,7 @@ class Bus(Routing):
         for reply in self.replies.expired(self.domain.monotonic()):
             self.replies.unlink(reply)
             if reply.done is not None:
-                reply.done(self.domain.ETIMEDOUT, None)
+                reply.done(errno.ETIMEDOUT, None)
             else:
                 self.tell(no_answer(c.ITEM_REPLY_TIMEOUT, reply.caller.id, reply.cookie))
         self.flush()

@@ -50,7 +50,8 @@ class Greeting:
 
 
 class Received:
-    """Where a message is: `return_flags` and, for fronts that can, what to install where."""
+    """Where a message is. `fds`, for fronts that can install them: (handle, the place in the pool
+    for the number that it gets); the front drops each handle when it is done with it."""
 
     def __init__(
         self, offset: int, size: int, return_flags: int, fds: list[tuple[Any, int]]
@@ -157,6 +158,7 @@ class Connection:
         bus.wanted |= self.recv_flags
         self.endpoint.connections[self] = None
         self.active = True
+        bus.installers += self.installs
         if not self.monitor:
             bus.core.announce(core)
         if self.activator:
@@ -181,6 +183,7 @@ class Connection:
             return
         bus = self.bus
         self.active = False
+        bus.installers -= self.installs
         bus.policy.drop(self)
         del bus.connections[self.id]
         bus.monitors.pop(self.id, None)

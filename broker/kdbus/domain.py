@@ -23,8 +23,6 @@ from .validity import attach_flags
 class Domain:
     """Buses by name. `changed()` is called when a deadline came up that may be the next one."""
 
-    ETIMEDOUT = errno.ETIMEDOUT
-
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.buses: dict[bytes, Bus] = {}

@@ -43,7 +43,7 @@ class Endpoint:
     def custom(self) -> bool:
         return self.user is not None
 
-    def make_endpoint(self, caller: Caller, opener: Any, name: bytes, flags: int) -> Endpoint:
+    def make_endpoint(self, caller: Caller, name: bytes, flags: int) -> Endpoint:
         """ENDPOINT_MAKE on this one: EPERM, EINVAL, EEXIST."""
         from .domain import check_prefix
 

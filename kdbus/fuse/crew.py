@@ -26,7 +26,7 @@ from . import protocol as p
 PATIENCE = 0.02
 TICK = 0.01
 REST = 1.0
-MAX_THREADS = 192
+MAX_THREADS = 640
 SPARE_JOBS = 4
 
 

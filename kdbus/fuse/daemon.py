@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from jitney.broker.kdbus.domain import Domain
 
-from .copies import FdHandle
+from .descriptors import FdHandle
 from .filesystem import Filesystem
 from .ioctls import Ioctls
 from .mount import Mount

@@ -66,6 +66,7 @@ class Opened(Handle):
         super().__init__(domain, endpoint, creds)
         self.number = number
         self.uid = creds.euid
+        self.process = creds.process
         self.suspected = False
         self.away = 0
 
@@ -83,6 +84,7 @@ class Filesystem:
         self.passthrough = False
         self.crew = Crew(device, self.handle, self.suspect)
         self.suspected_uids: dict[int, int] = {}
+        self.suspected_processes: dict[int, int] = {}
         self.ioctl: Callable[[Worker, int, int, int, int, memoryview], None] | None = None
         self.interrupt: Callable[[int], None] = lambda unique: None
         self.handlers: dict[int, Callable[[int, int, tuple[int, int, int], memoryview], Any]] = {
@@ -170,7 +172,18 @@ class Filesystem:
         with self.domain.lock:
             if not what.suspected and what.number in self.handles:
                 what.suspected = True
-                self.suspected_uids[what.uid] = self.suspected_uids.get(what.uid, 0) + 1
+                self.count_suspect(what, 1)
+
+    def count_suspect(self, handle: Opened, change: int) -> None:
+        for counts, key in (
+            (self.suspected_uids, handle.uid),
+            (self.suspected_processes, handle.process),
+        ):
+            left = counts.get(key, 0) + change
+            if left:
+                counts[key] = left
+            else:
+                del counts[key]
 
     # The tree
 
@@ -250,7 +263,7 @@ class Filesystem:
             if isinstance(handle.transport, FuseTransport):
                 handle.transport.pool.release()
             if handle.suspected:
-                self.suspected_uids[handle.uid] -= 1
+                self.count_suspect(handle, -1)
         return b""
 
     def read(self, _: int, __: int, ___: Any, body: memoryview) -> Any:

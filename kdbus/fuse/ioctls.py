@@ -2,8 +2,8 @@
 
 Invariant: a command goes through the same three steps, each of which can fail with an errno: its
 bytes are fetched (the client may keep us waiting), the core does it (with the lock, at once), and
-what came of it goes back (the client may keep us waiting again). Who keeps more than STUCK_MAX of
-our threads with one descriptor gets EBUSY, and so does a user with more than USER_STUCK_MAX.
+what came of it goes back (the client may keep us waiting again). Who keeps too many of our threads
+waiting gets EBUSY, see `begin()`.
 
 Ioctls of a plain file come in FUSE's restricted form: the kernel copies a command's fixed part for
 us where the ioctl number says that the client writes it, and our answer where that it reads.
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
+import time
 from collections.abc import Callable
 
 from jitney.broker.kdbus import constants as c
@@ -24,14 +24,16 @@ from .. import uapi
 from ..commands import admit, run
 from ..request import Request
 from . import protocol as p
-from .copies import FdHandle, ProcessMemory, kind_of
-from .crew import Worker
+from .copies import ProcessMemory
+from .crew import PATIENCE, Worker
+from .descriptors import FdHandle
 from .filesystem import Filesystem, FuseTransport, Opened
 from .pools import Store
 from .process import ProcCaller, fatal_pending
 
 STUCK_MAX = 4
-USER_STUCK_MAX = 64
+PROCESS_MAX = 16
+AWAY_MAX = 512
 MANY_SUSPECTS = 8
 
 PUBLISHED = {
@@ -70,7 +72,9 @@ class Ioctls:
         self.own_device = own_device
         self.active: dict[int, Call] = {}
         self.waiting: dict[int, Call] = {}
+        self.away = 0
         self.user_away: dict[int, int] = {}
+        self.process_away: dict[int, int] = {}
         self.watch: Callable[[int, Callable[[], None]], None] = lambda fd, callback: None
         self.unwatch: Callable[[FdHandle], None] = lambda handle: handle.drop()
         self.check_later: Callable[[], None] = lambda: None
@@ -105,7 +109,11 @@ class Ioctls:
                 return
             self.active[unique] = call
         try:
-            if handle.suspected or self.filesystem.suspected_uids.get(uid, 0) >= MANY_SUSPECTS:
+            fs = self.filesystem
+            if (
+                handle.process in fs.suspected_processes
+                or fs.suspected_uids.get(uid, 0) >= MANY_SUSPECTS
+            ):
                 self.crew.step_down(me)
             self.do(me, call, ProcCaller(tid, uid, gid), head, source_id, bloom_size)
         except BaseException:
@@ -116,23 +124,43 @@ class Ioctls:
             self.end(handle)
 
     def begin(self, handle: Opened) -> None:
-        """Counts those who may keep a thread; with the lock held."""
-        away = self.user_away.get(handle.uid, 0)
-        if handle.away >= STUCK_MAX or away >= USER_STUCK_MAX:
+        """Counts those who may keep a thread; with the lock held.
+
+        A process that kept us waiting before may have a few, and for one descriptor fewer; its user
+        as many as are left for others. Everybody else may, as long as there are any."""
+        left = AWAY_MAX - self.away
+        process = self.process_away.get(handle.process, 0)
+        if handle.process in self.filesystem.suspected_processes:
+            most = STUCK_MAX
+            if process >= PROCESS_MAX or self.user_away.get(handle.uid, 0) > left:
+                most = 0
+        else:
+            most = AWAY_MAX // 2 - process
+        if handle.away >= most or left <= 0:
             raise KdbusError(errno.EBUSY)
-        handle.away += 1
-        self.user_away[handle.uid] = away + 1
+        self.count(handle, 1)
+
+    def count(self, handle: Opened, change: int) -> None:
+        self.away += change
+        handle.away += change
+        for counts, key in ((self.user_away, handle.uid), (self.process_away, handle.process)):
+            left = counts.get(key, 0) + change
+            if left:
+                counts[key] = left
+            else:
+                counts.pop(key, None)
 
     def end(self, handle: Opened) -> None:
         with self.domain.lock:
-            handle.away -= 1
-            self.user_away[handle.uid] -= 1
+            self.count(handle, -1)
 
     def do(
         self, me: Worker, call: Call, caller: ProcCaller, head: bytes, source_id: int, bloom: int
     ) -> None:
         request = call.request
-        memory = call.memory = ProcessMemory(call.tid, self.own_device, self.close_fd)
+        memory = call.memory = ProcessMemory(
+            call.tid, self.own_device, self.close_fd, self.passes(call.handle)
+        )
         self.crew.away(me, call.handle)
         try:
             request.fetch(memory, head, source_id, bloom)
@@ -155,6 +183,9 @@ class Ioctls:
         finally:
             self.crew.back(me)
 
+    def passes(self, handle: Opened) -> bool:
+        return handle.conn is not None and handle.conn.bus.installers > 0
+
     def gather(self, call: Call, caller: ProcCaller) -> None:
         """Looks up what somebody may ask about the caller."""
         name = call.request.form.name
@@ -163,12 +194,6 @@ class Ioctls:
             wanted = conn.bus.wanted & PROCESS if conn is not None else 0
             if wanted:
                 caller.gather(wanted)
-            cancel = call.request.cancel_fd
-            if cancel is not None and stat.S_IFMT(kind_of(cancel.fd)[0]) in (
-                stat.S_IFREG,
-                stat.S_IFDIR,
-            ):
-                call.request.error = errno.EINVAL
         elif name in ("HELLO", "BUS_MAKE"):
             caller.gather(c.ATTACH_ALL)
 
@@ -246,7 +271,24 @@ class Ioctls:
         if call.watching is not None:
             self.unwatch(call.watching)
             call.watching = None
-        self.crew.later(lambda: self.conclude(call))
+        try:
+            self.begin(call.handle)
+        except KdbusError as error:
+            # It keeps too many of our threads already to be told more than that.
+            request.drop()
+            self.close(call)
+            self.answer(call.unique, error.errno, b"")
+            return
+        self.crew.later(lambda: self.tell(call))
+
+    def tell(self, call: Call) -> None:
+        began = time.monotonic()
+        try:
+            self.conclude(call)
+        finally:
+            self.end(call.handle)
+            if time.monotonic() - began > PATIENCE:
+                self.filesystem.suspect(call.handle)
 
     def cancel(self, call: Call, number: int) -> None:
         with self.domain.lock:

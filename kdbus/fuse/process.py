@@ -239,13 +239,22 @@ class ProcCreds(Creds):
         return gid in self.groups
 
 
-def opener(tid: int, uid: int, gid: int) -> Creds:
+class OpenerCreds(Creds):
+    """Those of who opened a node, and which process that was."""
+
+    process = 0
+
+
+def opener(tid: int, uid: int, gid: int) -> OpenerCreds:
     """Credentials of who opens a node, to be kept."""
     status = status_of(tid)
     uids = _numbers(status.get(b"Uid"))
     effective = int(status.get(b"CapEff", b"0"), 16)
     privileged = bool(effective >> IPC_OWNER & 1) and _space(tid, "user") == HOST_USER
-    return Creds(uids[0] if uids else uid, uid, gid, _numbers(status.get(b"Groups")), privileged)
+    groups = _numbers(status.get(b"Groups"))
+    creds = OpenerCreds(uids[0] if uids else uid, uid, gid, groups, privileged)
+    creds.process = int(status.get(b"Tgid", b"0"))
+    return creds
 
 
 _kept: dict[int, tuple[float, tuple[bytes | None, ...], Facts]] = {}

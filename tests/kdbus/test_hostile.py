@@ -80,6 +80,24 @@ def test_many_whose_memory_never_comes(tree: Mounted) -> None:
     assert answered(bus.path)
 
 
+def test_one_that_tries_it_with_many_descriptors(tree: Mounted) -> None:
+    """It is told to stop, and the others of its user are not."""
+    bus = Bus(tree.path)
+    receiver = Peer(bus.path)
+    process = client("userfaults", str(bus.path), str(receiver.id), "60")
+    assert process.stdout is not None
+    if process.first == b"no userfaultfd\n":  # type: ignore[attr-defined]
+        ended(process)
+        pytest.skip("no userfaultfd here")
+    told = 0
+    while told < 30:
+        told += process.stdout.readline().strip() == b"EBUSY"
+    assert len(os.listdir(f"/proc/{tree.pid}/task")) < 40
+    assert answered(bus.path)
+    ended(process)
+    assert answered(bus.path)
+
+
 def test_stopped_client(tree: Mounted) -> None:
     bus = Bus(tree.path)
     process = client("reader", str(bus.path))
