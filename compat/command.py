@@ -13,7 +13,7 @@ SUBCOMMANDS = {
     "explain": ("jitney.compat.explain", "which rule of the policy allows or denies something"),
     "check-config": ("jitney.compat.check_config", "find mistakes in configuration files"),
     "bench": ("jitney.bench.cli", "measure D-Bus brokers side by side"),
-    "mount": ("jitney.kdbus.cli", "kdbus's file system, from here"),
+    "mount": ("jitney.kdbus.cli", "mount kdbus's file system, served by this process"),
 }
 """By name: the module whose `main(words)` it is, and what it does."""
 

@@ -62,7 +62,7 @@ class Daemon:
             loop.add_signal_handler(number, self.over.set)
         self.timer: asyncio.TimerHandle | None = None
         self.checking = False
-        self.domain.changed = lambda deadline: loop.call_soon_threadsafe(self.arm, deadline)
+        self.domain.changed = lambda deadline: self.call(self.arm, deadline)
         self.ioctls.watch = lambda fd, callback: self.call(self.watch, fd, callback)
         self.ioctls.unwatch = self.unwatch
         self.ioctls.check_later = lambda: self.call(self.check_later)
@@ -80,7 +80,10 @@ class Daemon:
         return 0
 
     def call(self, what: Callable[..., None], *arguments: object) -> None:
-        self.loop.call_soon_threadsafe(what, *arguments)
+        try:
+            self.loop.call_soon_threadsafe(what, *arguments)
+        except RuntimeError:
+            pass  # the loop has ended, and with it the mount
 
     async def beat(self) -> None:
         """Tells the watchdog that we live: that there is a leader, and that it is not stuck."""

@@ -113,7 +113,10 @@ class Store:
         data = self.map
         if data is None:
             return
-        view = memoryview(data)
+        try:
+            view = memoryview(data)
+        except ValueError:
+            return  # closed meanwhile: the client is gone
         try:
             for at in range(offset, offset + size, p.STORE_MAX):
                 n = min(p.STORE_MAX, offset + size - at)

@@ -8,6 +8,8 @@ import select
 import signal
 import stat
 import struct
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -15,7 +17,19 @@ from pathlib import Path
 
 import pytest
 from kdbuskit import bloom, command, item, message, text, u64
-from kdbusmount import POOL, Bus, Errno, Mounted, Peer, client, ioctl, is_mounted, mounted, why_not
+from kdbusmount import (
+    POOL,
+    RUN,
+    Bus,
+    Errno,
+    Mounted,
+    Peer,
+    client,
+    ioctl,
+    is_mounted,
+    mounted,
+    why_not,
+)
 
 from jitney.broker.kdbus import constants as c
 
@@ -274,13 +288,17 @@ def test_unmounted_at_the_end(tmp_path: Path) -> None:
         assert not is_mounted(mount.path)
 
 
+def test_what_cannot_be_mounted(tmp_path: Path) -> None:
+    words = [sys.executable, "-c", RUN, "mount", str(tmp_path / "nowhere"), "--foreground"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("jitney mount: ")
+    assert "nowhere" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_background(tmp_path: Path) -> None:
     """Without --foreground the command returns when the tree is there."""
-    import subprocess
-    import sys
-
-    from kdbusmount import RUN
-
     path = tmp_path / "kdbus"
     path.mkdir()
     words = [sys.executable, "-c", RUN, "mount", str(path), "--pool", "store"]
