@@ -30,7 +30,7 @@ cdef class Router:
     cdef readonly Replies replies
     cdef Map64 table
     cdef readonly dict connections
-    cdef readonly uint64_t last_id
+    cdef public uint64_t last_id
     cdef uint64_t last_rule
     cdef readonly list dirty
     cdef public bint flushing

@@ -23,6 +23,7 @@ SUBCOMMANDS = {
     "record": ("jitney.compat.trace.record", "keep a bus's traffic in a file"),
     "replay": ("jitney.compat.trace.replay", "send recorded traffic again, on a test bus"),
     "bench": ("jitney.bench.cli", "measure D-Bus brokers side by side"),
+    "mount": ("jitney.kdbus.cli", "mount kdbus's file system, served by this process"),
 }
 """By name: the module whose `main(words)` it is, and what it does."""
 

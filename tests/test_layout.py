@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = ("bench", "broker", "compat", "testing")
+ROOMS = ("bench", "broker", "compat", "kdbus", "testing")
 # The load of a benchmark is compiled or not there.
-RUNS_PLAIN = ("broker", "compat")
+RUNS_PLAIN = ("broker", "compat", "kdbus")
 JITNEY_COMPILED = importlib.import_module("jitney.broker.mem").COMPILED
 MAX_LINES = 600
 
@@ -73,7 +73,9 @@ every_source = pytest.mark.parametrize("path", sources(*ROOMS), ids=short)
 def test_core_knows_no_compat() -> None:
     for path in sources("broker", suffixes=(".py", ".pyx", ".pxd")):
         for name in imported(path):
-            assert not name.startswith(("jitney.compat", "..")), f"{short(path)} imports {name}"
+            assert not name.startswith(("jitney.compat", "jitney.kdbus", "..")), (
+                f"{short(path)} imports {name}"
+            )
 
 
 def test_core_knows_no_world() -> None:

@@ -1,0 +1,115 @@
+"""Domain: all buses that know of each other's names, their users, and one clock.
+
+Invariant: no id is given twice in a domain, neither to a bus nor to a connection. A user's buses
+and connections are counted here, over all buses; a custom endpoint is a user of its own.
+
+`lock` is held by whoever calls anything of the domain; callbacks are made while it is held.
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+import time
+from typing import Any
+
+from . import constants as c
+from .bus import Bus
+from .errors import KdbusError
+from .metadata import Caller
+from .validity import attach_flags
+
+
+class Domain:
+    """Buses by name. `changed()` is called when a deadline came up that may be the next one."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.buses: dict[bytes, Bus] = {}
+        self.user_buses: dict[Any, int] = {}
+        self.user_connections: dict[Any, int] = {}
+        self.last_id = 0
+        self.last_endpoint = 0
+        self.monotonic = time.monotonic_ns
+        self.realtime = time.time_ns
+        self.deadline: int | None = None
+        self.changed: Any = None
+        self.removed: Any = None
+
+    def next_id(self) -> int:
+        self.last_id += 1
+        return self.last_id
+
+    def make_bus(
+        self,
+        caller: Caller,
+        name: bytes,
+        flags: int,
+        bloom: tuple[int, int],
+        attach: int,
+    ) -> Bus:
+        """BUS_MAKE: EINVAL, EEXIST, EMFILE."""
+        size, hashes = bloom
+        if size < 8 or size > c.BLOOM_MAX or size % 8 or hashes < 1:
+            raise KdbusError(errno.EINVAL)
+        attach = attach_flags(attach)
+        check_prefix(name, caller)
+        if name in self.buses:
+            raise KdbusError(errno.EEXIST)
+        uid = caller.creds.uid
+        if self.user_buses.get(uid, 0) >= c.USER_BUSES_MAX:
+            raise KdbusError(errno.EMFILE)
+        bus = Bus(self, name, flags, bloom, attach, caller)
+        self.buses[name] = bus
+        self.user_buses[uid] = self.user_buses.get(uid, 0) + 1
+        return bus
+
+    def bus_gone(self, bus: Bus) -> None:
+        if self.buses.get(bus.name) is bus:
+            del self.buses[bus.name]
+            _less(self.user_buses, bus.creator)
+            if self.removed is not None:
+                self.removed(bus, None)
+
+    # Users
+
+    def count_connection(self, user: Any) -> None:
+        if self.user_connections.get(user, 0) >= c.USER_CONNECTIONS_MAX:
+            raise KdbusError(errno.EMFILE)
+        self.user_connections[user] = self.user_connections.get(user, 0) + 1
+
+    def uncount_connection(self, user: Any) -> None:
+        _less(self.user_connections, user)
+
+    # Time
+
+    def watch(self, deadline: int) -> None:
+        """A call has this deadline."""
+        if self.deadline is None or deadline < self.deadline:
+            self.deadline = deadline
+            if self.changed is not None:
+                self.changed(deadline)
+
+    def expire(self) -> int | None:
+        """Ends what is over; the next deadline, in nanoseconds, if there is one."""
+        self.deadline = None
+        found = None
+        for bus in list(self.buses.values()):
+            bus.expire()
+            deadline = bus.replies.next_deadline()
+            if deadline is not None and (found is None or deadline < found):
+                found = deadline
+        self.deadline = found
+        return found
+
+
+def check_prefix(name: bytes, caller: Caller) -> None:
+    """Buses and endpoints begin with their maker's uid."""
+    if not name.startswith(b"%d-" % caller.creds.euid):
+        raise KdbusError(errno.EINVAL)
+
+
+def _less(counts: dict[Any, int], user: Any) -> None:
+    counts[user] -= 1
+    if not counts[user]:
+        del counts[user]

@@ -1,0 +1,72 @@
+"""Queue: messages that are in a connection's pool and were not received yet.
+
+Invariant: an entry is in the queue from `add()` to `remove()`; `first()` is the oldest, or with a
+priority the oldest of the most urgent ones (lowest number). The slice of an entry is the bus's as
+long as it is queued, and its size and descriptors are charged to the sending user.
+"""
+
+from __future__ import annotations
+
+from heapq import heappop, heappush
+from typing import Any
+
+from .pool import Slice
+
+
+class Entry:
+    """One queued message. `fds`: what is to be installed at the `patches`, of which `n_fds` are
+    charged; `name`: the registry's entry that it was sent to; `kept`: the message itself, where it
+    may have to move to another connection; `reply`: the answer that is awaited."""
+
+    __slots__ = (
+        "fds", "kept", "n_fds", "name", "patches", "priority", "reply", "size", "slice", "user",
+    )  # fmt: skip
+
+    def __init__(self, part: Slice, priority: int, user: Any, fds: Any, patches: list[int]) -> None:
+        self.slice = part
+        self.size = part.size
+        self.priority = priority
+        self.user = user
+        self.fds = fds
+        self.patches = patches
+        self.reply: Any = None
+        self.name: Any = None
+        self.kept: Any = None
+        self.n_fds = 0
+
+
+class Queue:
+    """First come, first served, with a view by priority."""
+
+    def __init__(self) -> None:
+        self.entries: dict[int, Entry] = {}
+        self.urgent: list[tuple[int, int, Entry]] = []
+        self.last = 0
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def add(self, entry: Entry) -> None:
+        self.last += 1
+        self.entries[self.last] = entry
+        heappush(self.urgent, (entry.priority, self.last, entry))
+
+    def first(self, priority: int | None) -> tuple[int, Entry] | None:
+        """(its number, the entry); with a priority only one that is at least that urgent."""
+        if not self.entries:
+            return None
+        if priority is None:
+            number = next(iter(self.entries))
+            return number, self.entries[number]
+        while self.urgent[0][1] not in self.entries:
+            heappop(self.urgent)
+        level, number, entry = self.urgent[0]
+        return None if level > priority else (number, entry)
+
+    def remove(self, number: int) -> Entry:
+        entry = self.entries.pop(number)
+        if not self.entries:
+            self.urgent.clear()
+        elif len(self.urgent) > 2 * len(self.entries) + 64:
+            self.urgent = sorted((e.priority, n, e) for n, e in self.entries.items())
+        return entry

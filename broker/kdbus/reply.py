@@ -1,0 +1,109 @@
+"""Replies: which call still waits for its answer, and until when.
+
+Invariant: a reply is linked from the call's delivery to its answer, its deadline, or the end of
+either side, and then never again. It counts for the caller until it is neither linked nor hanging
+on a queued message: who does not read does not get its callers' places back early.
+
+A caller that waits in the command itself (`done`) is told by a call of that; the others are told
+by a notification. Deadlines are absolute, in nanoseconds of the bus's monotonic clock.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator
+from heapq import heappop, heappush
+from typing import Any
+
+from . import constants as c
+from .errors import KdbusError
+
+
+class Reply:
+    """`callee` owes `caller` an answer to the message with this cookie."""
+
+    __slots__ = ("callee", "caller", "cookie", "deadline", "done", "linked", "name", "queued")
+
+    def __init__(
+        self,
+        caller: Any,
+        callee: Any,
+        cookie: int,
+        deadline: int,
+        name: Any,
+        done: Callable[[int, Any], None] | None,
+    ) -> None:
+        if caller.requests >= c.REQUESTS_MAX:
+            raise KdbusError(errno.EMLINK)
+        caller.requests += 1
+        self.caller = caller
+        self.callee = callee
+        self.cookie = cookie
+        self.deadline = deadline
+        self.name = name
+        self.done = done
+        self.linked = False
+        self.queued = False
+
+    def settle(self) -> None:
+        """To be called when it is no longer linked or queued."""
+        if not self.linked and not self.queued:
+            self.caller.requests -= 1
+
+
+class Replies:
+    """All awaited replies of a bus."""
+
+    def __init__(self) -> None:
+        self.deadlines: list[tuple[int, int, Reply]] = []
+        self.last = 0
+        self.n_linked = 0
+
+    def link(self, reply: Reply) -> None:
+        reply.linked = True
+        self.n_linked += 1
+        reply.caller.awaited.setdefault(reply.cookie, []).append(reply)
+        reply.callee.owed[reply] = None
+        self.last += 1
+        heappush(self.deadlines, (reply.deadline, self.last, reply))
+        if len(self.deadlines) > 4 * self.n_linked + 64:
+            self.deadlines = sorted(entry for entry in self.deadlines if entry[2].linked)
+
+    def unlink(self, reply: Reply) -> None:
+        if not reply.linked:
+            return
+        reply.linked = False
+        self.n_linked -= 1
+        waiting = reply.caller.awaited
+        left = [other for other in waiting[reply.cookie] if other is not reply]
+        if left:
+            waiting[reply.cookie] = left
+        else:
+            del waiting[reply.cookie]
+        reply.callee.owed.pop(reply, None)
+        reply.settle()
+
+    def find(self, callee: Any, caller: Any, cookie: int) -> Reply | None:
+        """The latest call with this cookie that `callee` is to answer."""
+        for reply in reversed(caller.awaited.get(cookie, ())):
+            if reply.callee is callee:
+                return reply
+        return None
+
+    def move(self, reply: Reply, callee: Any) -> None:
+        """Another connection is to answer it."""
+        del reply.callee.owed[reply]
+        reply.callee = callee
+        callee.owed[reply] = None
+
+    def expired(self, now: int) -> Iterator[Reply]:
+        """Those whose time is over, in order; whoever asks unlinks them."""
+        while self.deadlines and (not self.deadlines[0][2].linked or self.deadlines[0][0] <= now):
+            reply = heappop(self.deadlines)[2]
+            if reply.linked:
+                yield reply
+
+    def next_deadline(self) -> int | None:
+        while self.deadlines and not self.deadlines[0][2].linked:
+            heappop(self.deadlines)
+        return self.deadlines[0][0] if self.deadlines else None

@@ -1,0 +1,141 @@
+"""The daemon behind a mount: its main thread keeps the time, the crew does the work.
+
+Invariant: the event loop never looks into a client's memory and takes the domain's lock only for
+what the core does at once. It does deadlines, cancel descriptors, signals, the watchdog's beat.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable
+
+from jitney.broker.kdbus.domain import Domain
+
+from .descriptors import FdHandle
+from .filesystem import Filesystem
+from .ioctls import Ioctls
+from .mount import Mount
+from .pools import passthrough_works
+from .watchdog import BEAT, LIMIT, Watchdog
+
+CHECK = 0.1
+
+
+class Daemon:
+    """`pool`: "auto", "passthrough" or "store". `ready()` is called when clients can come."""
+
+    def __init__(self, path: str, pool: str, limit: float = LIMIT) -> None:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft != hard:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        self.mount = Mount(path)
+        try:
+            device = self.mount.device
+            self.watchdog = Watchdog(self.mount.path, device, self.mount.helper, limit)
+            self.domain = Domain()
+            fs = self.filesystem = Filesystem(
+                self.mount.fd, self.domain, os.geteuid(), os.getegid()
+            )
+            self.filesystem.greet(pool != "store")
+            if fs.passthrough and not passthrough_works(self.mount.fd):
+                fs.passthrough = False
+            if pool == "passthrough" and not fs.passthrough:
+                raise OSError(
+                    "passthrough needs Linux 6.9 and CAP_SYS_ADMIN in the first user namespace"
+                )
+            self.ioctls = Ioctls(fs, device)
+        except BaseException:
+            self.mount.close()
+            raise
+
+    def run(self, ready: Callable[[], None]) -> int:
+        return asyncio.run(self.main(ready))
+
+    async def main(self, ready: Callable[[], None]) -> int:
+        loop = self.loop = asyncio.get_running_loop()
+        self.over = asyncio.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self.over.set)
+        self.timer: asyncio.TimerHandle | None = None
+        self.checking = False
+        self.domain.changed = lambda deadline: self.call(self.arm, deadline)
+        self.ioctls.watch = lambda fd, callback: self.call(self.watch, fd, callback)
+        self.ioctls.unwatch = self.unwatch
+        self.ioctls.check_later = lambda: self.call(self.check_later)
+        crew = self.filesystem.crew
+        crew.start()
+        ready()
+        beats = asyncio.create_task(self.beat())
+        try:
+            await self.over.wait()
+        finally:
+            beats.cancel()
+            crew.ended.set()
+            self.mount.close()
+            self.watchdog.close()
+        return 0
+
+    def call(self, what: Callable[..., None], *arguments: object) -> None:
+        try:
+            self.loop.call_soon_threadsafe(what, *arguments)
+        except RuntimeError:
+            pass  # the loop has ended, and with it the mount
+
+    async def beat(self) -> None:
+        """Tells the watchdog that we live: that there is a leader, and that it is not stuck."""
+        crew = self.filesystem.crew
+        while True:
+            # The lock may be had, so the core is not stuck either.
+            if not crew.hangs(BEAT) and self.domain.lock.acquire(timeout=BEAT):
+                self.domain.lock.release()
+                self.watchdog.beat()
+            if crew.ended.is_set():
+                self.over.set()
+                return
+            await asyncio.sleep(BEAT)
+
+    # Time
+
+    def arm(self, deadline: int) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+        left = (deadline - self.domain.monotonic()) / 1e9
+        self.timer = self.loop.call_later(max(left, 0), self.expire)
+
+    def expire(self) -> None:
+        self.timer = None
+        with self.domain.lock:
+            deadline = self.domain.expire()
+        if deadline is not None:
+            self.arm(deadline)
+
+    def check_later(self) -> None:
+        if not self.checking:
+            self.checking = True
+            self.loop.call_later(CHECK, self.check)
+
+    def check(self) -> None:
+        self.checking = False
+        if self.ioctls.check_signals():
+            self.check_later()
+
+    # Cancel descriptors
+
+    def watch(self, fd: int, callback: Callable[[], None]) -> None:
+        try:
+            self.loop.add_reader(fd, callback)
+        except (OSError, ValueError) as error:
+            print(f"jitney: a cancel descriptor cannot be watched: {error}", file=sys.stderr)
+
+    def unwatch(self, handle: FdHandle) -> None:
+        self.call(self.let_go, handle)
+
+    def let_go(self, handle: FdHandle) -> None:
+        # Only then may its number become another file's.
+        self.loop.remove_reader(handle.fd)
+        with self.domain.lock:
+            handle.drop()

@@ -1,0 +1,210 @@
+"""A client's descriptors: looked at, and taken where that is of use.
+
+Invariant: a descriptor whose file belongs to a file system that may ask its client (FUSE: ours, or
+a hostile one) is never opened, read or closed here: what it is, is told by a descriptor of its path
+alone, for which nobody is asked. Memfds are opened anew, so they are what was looked at.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Callable
+
+from jitney.broker.kdbus.errors import KdbusError
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_syscall = _libc.syscall
+_syscall.restype = ctypes.c_long
+
+_PIDFD_GETFD = 438
+_STATX = 332 if os.uname().machine == "x86_64" else 291
+_AT_EMPTY_PATH, _DONT_SYNC = 0x1000, 0x4000
+
+_GET_SEALS = 1034
+_SEALS = 0x1 | 0x2 | 0x4 | 0x8  # SEAL, SHRINK, GROW, WRITE
+
+
+class FdHandle:
+    """A descriptor of ours that stands for a client's; the last one who holds it closes it."""
+
+    def __init__(self, fd: int, close: Callable[[int], None]) -> None:
+        self.fd = fd
+        self.close = close
+        self.holders = 1
+
+    def hold(self) -> FdHandle:
+        self.holders += 1
+        return self
+
+    def drop(self) -> None:
+        self.holders -= 1
+        if not self.holders:
+            self.close(self.fd)
+
+    def read(self, start: int, size: int) -> bytes:
+        data = os.pread(self.fd, size, start)
+        if len(data) != size:
+            raise KdbusError(errno.EFAULT)
+        return data
+
+
+class Told(FdHandle):
+    """Stands for a descriptor that was looked at and not taken: nobody could be given it."""
+
+    def __init__(self) -> None:
+        super().__init__(-1, lambda fd: None)
+
+
+class _Statx(ctypes.Structure):
+    _fields_ = [
+        ("head", ctypes.c_uint32 * 4), ("link_uid_gid", ctypes.c_uint32 * 3),
+        ("mode", ctypes.c_uint16), ("spare", ctypes.c_uint16), ("numbers", ctypes.c_uint64 * 4),
+        ("times", ctypes.c_uint64 * 8), ("rdev", ctypes.c_uint32 * 2), ("dev", ctypes.c_uint32 * 2),
+        ("rest", ctypes.c_uint64 * 14),
+    ]  # fmt: skip
+
+
+def kind_of(fd: int) -> tuple[int, int]:
+    """(mode, device) as far as known without asking anybody: the file may be our own."""
+    out = _Statx()
+    if _syscall(_STATX, fd, b"", _AT_EMPTY_PATH | _DONT_SYNC, 0x7FF, ctypes.byref(out)) < 0:
+        raise KdbusError(errno.EBADF)
+    return out.mode, os.makedev(out.dev[0], out.dev[1])
+
+
+def _memfd_device() -> int:
+    fd = os.memfd_create("jitney")
+    try:
+        return kind_of(fd)[1]
+    finally:
+        os.close(fd)
+
+
+class Descriptors:
+    """Those of one thread. `own_device`: of our mount; `close` gets rid of what was taken."""
+
+    memfd_device: int | None = None
+
+    def __init__(self, tid: int, own_device: int, close: Callable[[int], None]) -> None:
+        self.tid = tid
+        self.own_device = own_device
+        self.close = close
+
+    def path_to(self, number: int) -> int:
+        """A descriptor of the path alone; to close it asks nobody either."""
+        if number < 0:
+            raise KdbusError(errno.EBADF)
+        try:
+            return os.open(f"/proc/{self.tid}/fd/{number}", os.O_PATH | os.O_CLOEXEC)
+        except PermissionError as error:
+            raise KdbusError(errno.EPERM) from error
+        except OSError as error:
+            raise KdbusError(errno.EBADF) from error
+
+    def kind(self, number: int) -> tuple[int, int]:
+        fd = self.path_to(number)
+        try:
+            return kind_of(fd)
+        finally:
+            os.close(fd)
+
+    def line(self, file: str, number: int, field: bytes) -> bytes:
+        try:
+            with open(f"/proc/{self.tid}/{file}/{number}", "rb", 0) as info:
+                text = info.read(4096)
+        except OSError as error:
+            raise KdbusError(errno.EBADF) from error
+        at = text.index(field) + len(field)
+        return text[at : text.index(b"\n", at)].strip()
+
+    def get(self, number: int) -> int:
+        """The descriptor itself; for what does not ask anybody when it is closed."""
+        try:
+            with open(f"/proc/{self.tid}/status", "rb", 0) as file:
+                status = file.read(4096)
+            at = status.index(b"\nTgid:\t") + 7
+            pidfd = os.pidfd_open(int(status[at : status.index(b"\n", at)]))
+        except (OSError, ValueError) as error:
+            raise KdbusError(errno.EBADF) from error
+        try:
+            fd = _syscall(_PIDFD_GETFD, pidfd, number, 0)
+        finally:
+            os.close(pidfd)
+        if fd < 0:
+            raise KdbusError(errno.EPERM if ctypes.get_errno() == errno.EPERM else errno.EBADF)
+        return int(fd)
+
+    def take(self, number: int, passed: bool) -> FdHandle:
+        """For an FDS item. As kdbus: neither its own descriptors nor sockets that could carry
+        others; of its own and others a path alone may be sent."""
+        mode, device = self.kind(number)
+        if device == self.own_device or stat.S_ISSOCK(mode):
+            path_only = int(self.line("fdinfo", number, b"flags:"), 8) & os.O_PATH
+            if not path_only and (device == self.own_device or self.is_unix(number)):
+                raise KdbusError(errno.EOPNOTSUPP)
+        return FdHandle(self.get(number), self.close) if passed else Told()
+
+    def is_unix(self, number: int) -> bool:
+        try:
+            name = os.readlink(f"/proc/{self.tid}/fd/{number}")
+            with open(f"/proc/{self.tid}/net/unix", "rb") as table:
+                inode = name[8:-1].encode()
+                return any(inode in line.split(None, 7)[6:7] for line in table)
+        except OSError as error:
+            raise KdbusError(errno.EBADF) from error
+
+    def take_memfd(self, number: int, start: int, size: int) -> FdHandle:
+        if Descriptors.memfd_device is None:
+            Descriptors.memfd_device = _memfd_device()
+        path = self.path_to(number)
+        try:
+            if kind_of(path)[1] != Descriptors.memfd_device:
+                raise KdbusError(errno.EMEDIUMTYPE)
+            try:
+                fd = os.open(f"/proc/self/fd/{path}", os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as error:
+                raise KdbusError(errno.EPERM) from error
+        finally:
+            os.close(path)
+        handle = FdHandle(fd, os.close)
+        try:
+            if fcntl.fcntl(fd, _GET_SEALS) & _SEALS != _SEALS:
+                raise KdbusError(errno.ETXTBSY)
+            if start + size > os.fstat(fd).st_size:
+                raise KdbusError(errno.EFAULT)
+        except KdbusError:
+            handle.drop()
+            raise
+        return handle
+
+    def take_cancel(self, number: int) -> FdHandle:
+        """What a synchronous call is cancelled with: an eventfd, a pipe or the like. What waits
+        for others in its turn, or may last to close, is not taken: EINVAL."""
+        path = self.path_to(number)
+        try:
+            need_harmless(path)
+        finally:
+            os.close(path)
+        handle = FdHandle(self.get(number), self.close)
+        try:
+            # It may be another one by now.
+            need_harmless(handle.fd)
+        except KdbusError:
+            handle.drop()
+            raise
+        return handle
+
+
+HARMLESS = ("anon_inode:[eventfd]", "anon_inode:[timerfd]", "anon_inode:[signalfd]")
+
+
+def need_harmless(fd: int) -> None:
+    mode, _ = kind_of(fd)
+    if not stat.S_ISFIFO(mode) and (
+        stat.S_IFMT(mode) or os.readlink(f"/proc/self/fd/{fd}") not in HARMLESS
+    ):
+        raise KdbusError(errno.EINVAL)

@@ -1,0 +1,197 @@
+"""kdbus's own selftests, unmodified, against `jitney mount`.
+
+    JITNEY_KDBUS_SOURCE=/path/to/kdbus python tests/kdbus/selftests.py --pool store
+
+builds `kdbus-test` from the sources of kdbus's kernel module (tools/testing/selftests/kdbus; needs
+make, gcc and libcap-dev), mounts a tree and runs each test under a time limit of its own. The exit
+status is 0 if all came out as expected (`expected()`). As an ordinary user it does the same in a
+user namespace of its own, where some tests skip themselves.
+
+Invariant: nothing of kdbus's sources is changed or kept: they are copied, built and thrown away.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from kdbusmount import mounted
+
+SOURCE = "JITNEY_KDBUS_SOURCE"
+FOLDER = "tools/testing/selftests/kdbus"
+LIMIT = 20
+
+TESTS = [
+    "bus-make",
+    "hello",
+    "byebye",
+    "chat",
+    "daemon",
+    "fd-passing",
+    "endpoint",
+    "monitor",
+    "name-basics",
+    "name-conflict",
+    "name-queue",
+    "name-takeover",
+    "message-basic",
+    "message-prio",
+    "message-quota",
+    "memory-access",
+    "timeout",
+    "sync-byebye",
+    "sync-reply",
+    "message-free",
+    "connection-info",
+    "connection-update",
+    "writable-pool",
+    "policy",
+    "policy-priv",
+    "policy-ns",
+    "metadata-ns",
+    "match-id-add",
+    "match-id-remove",
+    "match-replace",
+    "match-name-add",
+    "match-name-remove",
+    "match-name-change",
+    "match-bloom",
+    "activator",
+]
+
+IMPOSSIBLE = {
+    "fd-passing": "FUSE cannot give a descriptor to who receives",
+    "writable-pool": "FUSE cannot refuse a writable mapping",
+}
+"""What fails, and why."""
+
+NEED_PRIVILEGES = [
+    "memory-access",
+    "connection-info",
+    "policy-priv",
+    "policy-ns",
+    "metadata-ns",
+    "activator",
+]
+"""These skip themselves where not all uids are mapped, or kernel addresses are hidden."""
+
+BENCHMARKS = ("benchmark", "benchmark-nomemfds", "benchmark-uds")
+
+
+def expected(privileged: bool) -> dict[str, str]:
+    results = dict.fromkeys(TESTS, "OK")
+    results.update(dict.fromkeys(IMPOSSIBLE, "ERROR"))
+    if not privileged:
+        results.update(dict.fromkeys(NEED_PRIVILEGES, "SKIPPED"))
+    return results
+
+
+def why_not() -> str:
+    """Why they cannot be run here; empty if they can."""
+    source = os.environ.get(SOURCE)
+    if not source:
+        return f"{SOURCE} is not set to the sources of kdbus"
+    if not Path(source, FOLDER, "Makefile").exists():
+        return f"there are no selftests in {source}"
+    if not os.path.exists("/dev/fuse"):
+        return "there is no /dev/fuse"
+    missing = [tool for tool in ("make", "gcc") if shutil.which(tool) is None]
+    if not os.path.exists("/usr/include/sys/capability.h"):
+        missing.append("libcap-dev")
+    return f"missing: {' '.join(missing)}" if missing else ""
+
+
+def build(into: Path) -> Path:
+    """The program, made of a copy of the sources."""
+    source = Path(os.environ[SOURCE])
+    for folder in ("tools", "samples", "include", "usr"):
+        if (source / folder).exists():
+            shutil.copytree(source / folder, into / folder)
+    words = ["make", "-C", str(into / FOLDER), "kdbus-test"]
+    done = subprocess.run(words, capture_output=True, check=False)
+    if done.returncode:
+        raise OSError(done.stderr.decode(errors="replace"))
+    return into / FOLDER / "kdbus-test"
+
+
+def run_one(program: Path, root: Path, name: str, logs: Path) -> str:
+    words = [str(program), "--root", str(root), "--fork", "--test", name]
+    with open(logs / name, "wb") as log:
+        try:
+            subprocess.run(words, stdout=log, stderr=log, timeout=LIMIT, check=False)
+        except subprocess.TimeoutExpired:
+            return "TIMEOUT"
+    last = (logs / name).read_bytes().splitlines()[-1:]
+    return last[0].rpartition(b": ")[2].decode() if last else "NOTHING"
+
+
+def run_benchmarks(program: Path, root: Path) -> dict[str, str]:
+    """Which only end when all tests are run in a row."""
+    words = [str(program), "--root", str(root), "--tap"]
+    done = subprocess.run(words, capture_output=True, timeout=240, check=False)
+    results = {}
+    for line in done.stdout.decode(errors="replace").splitlines():
+        for name in BENCHMARKS:
+            if line.endswith(f"({name})"):
+                results[name] = "OK" if line.startswith("ok") else "ERROR"
+    return results
+
+
+def run(program: Path, pool: str, folder: Path, benchmarks: bool = False) -> dict[str, str]:
+    """What came of each test."""
+    logs = folder / "logs"
+    logs.mkdir(exist_ok=True)
+    results = {}
+    # Time to live: of tests that all hang, and of the benchmarks.
+    with mounted(folder / "kdbus", pool, time_to_live=len(TESTS) * LIMIT + 240) as mount:
+        for name in TESTS:
+            results[name] = run_one(program, mount.path, name, logs)
+        if benchmarks:
+            results.update(run_benchmarks(program, mount.path))
+    return results
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--pool", choices=("auto", "store", "passthrough"), default="auto")
+    parser.add_argument("--benchmarks", action="store_true")
+    parser.add_argument("--program", type=Path, help="built already")
+    options = parser.parse_args()
+    if os.geteuid() and "JITNEY_IN_NAMESPACE" not in os.environ:
+        os.environ["JITNEY_IN_NAMESPACE"] = "1"
+        os.execvp("unshare", ["unshare", "-Urm", sys.executable, *sys.argv])
+    problem = why_not() if options.program is None else ""
+    if problem:
+        print(f"kdbus's selftests are not run: {problem}")
+        return 77
+    wanted = expected("JITNEY_IN_NAMESPACE" not in os.environ)
+    if options.benchmarks:
+        wanted.update(dict.fromkeys(BENCHMARKS, "OK"))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)  # some tests become somebody else
+        program = options.program or build(folder / "source")
+        began = time.monotonic()
+        results = run(program, options.pool, folder, options.benchmarks)
+        for test, result in results.items():
+            note = "" if result == wanted[test] else f", but {wanted[test]} was expected"
+            if result == "ERROR" and test in IMPOSSIBLE:
+                note = f", as expected: {IMPOSSIBLE[test]}"
+            print(f"{test:20} {result}{note}")
+            if result != wanted[test]:
+                sys.stdout.write((folder / "logs" / test).read_text(errors="replace")[-2000:])
+        print(f"{list(results.values()).count('OK')} OK in {time.monotonic() - began:.1f} s")
+    return int(results != wanted)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
