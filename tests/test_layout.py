@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = ("bench", "broker", "compat")
+ROOMS = ("bench", "broker", "compat", "kdbus")
 # The load of a benchmark is compiled or not there.
-RUNS_PLAIN = ("broker", "compat")
+RUNS_PLAIN = ("broker", "compat", "kdbus")
 JITNEY_COMPILED = importlib.import_module("jitney.broker.mem").COMPILED
 MAX_LINES = 600
 
