@@ -1,8 +1,8 @@
 """GVariant serialisation of what D-Bus can say, to and from D-Bus 1 marshalling, bytes to bytes.
 
 Invariant: what is read from a peer either becomes valid bytes of the other form or raises
-`Malformed`, and nothing else. It takes time in proportion to the bytes, never goes deeper than D-Bus
-allows, and never makes more than `limit` bytes.
+`Malformed`, and nothing else. It takes time in proportion to the bytes, never goes deeper than
+D-Bus allows, and never makes more than `limit` bytes.
 
 The form is that of the "GVariant Specification" (Ryan Lortie): values lie at multiples of their
 alignment; what has no fixed size is delimited by framing offsets at the end of its container, in
@@ -10,14 +10,14 @@ little-endian whatever the order of the values, in the fewest bytes that can cou
 size. Only the normal form is read: one value has one form, so nothing can hide in it. Of GVariant's
 types, those that D-Bus lacks (maybe types, the empty tuple but for an empty body) are refused.
 
-Values of a fixed size are the same fields in another arrangement. So an array of them, however large,
-is turned by slices with a step, a few for each field, rather than one element after the other.
+Values of a fixed size are the same fields in another arrangement. So an array of them, however
+large, is turned by slices with a step, a few for each field, not one element after the other.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property, lru_cache
 from struct import pack as struct_pack
 from struct import unpack_from
@@ -49,8 +49,12 @@ class Type:
     """One complete type, and where its values lie in both forms.
 
     `size` is 0 where it depends on the value. `pitch` is from one element of a D-Bus 1 array to the
-    next, which is more than `old_size` if there is padding between them. `height` is how many structs
-    within each other a value of fixed size is; `offsets`, how many framing offsets another struct has."""
+    next, which is more than `old_size` if there is padding between them. `height` is how many
+    structs within each other a value of fixed size is; `offsets`, how many framing offsets any
+    other struct has."""
+
+    align: int
+    old_align: int
 
     def __init__(self, code: str, children: tuple[Type, ...] = ()) -> None:
         self.code = code
@@ -82,7 +86,7 @@ class Type:
 
     @cached_property
     def columns(self) -> _Columns:
-        """Fields of a value of fixed size: offset here, offset in D-Bus 1, size, if it is a boolean."""
+        """Fields of a value of fixed size: offset here and in D-Bus 1, size, whether a boolean."""
         if not self.children:
             return [(0, 0, self.size, self.code == "b")]
         columns = []
@@ -107,7 +111,7 @@ class Type:
 
     @cached_property
     def plain(self) -> bool:
-        """Whether values in the same byte order are the same bytes in both forms, none of them padding."""
+        """Whether values in the same byte order are the same bytes, none of them padding."""
         return self.size == self.pitch == sum(size for _, _, size, _ in self.columns) and all(
             at == old and not flag for at, old, _, flag in self.columns
         )
@@ -190,10 +194,45 @@ def items_of(data: bytes, start: int, end: int) -> Sequence[int]:
 
 def variant_of(data: bytes, start: int, end: int) -> tuple[bytes, int]:
     """Signature of the variant that lies there, and where its value ends."""
-    at = data.rfind(b"\0", max(start, end - 256), end)
+    # No signature is longer than 255 bytes, and the one around a body has two more.
+    at = data.rfind(b"\0", max(start, end - 258), end)
     if at < 0:
         raise Malformed("variant without a signature")
     return data[at + 1 : end], at
+
+
+def skip(data: bytes, pos: int, align: int, end: int) -> int:
+    """The next multiple of `align`; what is passed over must be there and be zero."""
+    stop = pos + (-pos & (align - 1))
+    if stop > end or data.count(0, pos, stop) != stop - pos:
+        raise Malformed("padding that is not zero, or not there")
+    return stop
+
+
+def members(kind: Type, data: bytes, start: int, end: int) -> Iterator[tuple[Type, int, int]]:
+    """Each member of a struct without fixed size, and where it lies."""
+    width = offset_width(end - start)
+    stop = end - width * kind.offsets
+    if stop < start or framing_width(stop - start, kind.offsets) != width:
+        raise Malformed("struct too small for its framing offsets")
+    at = end
+    pos = start
+    last = kind.children[-1]
+    for child in kind.children:
+        pos = skip(data, pos, child.align, stop)
+        if child.size:
+            after = pos + child.size
+        elif child is last:
+            after = stop
+        else:
+            at -= width
+            after = start + int.from_bytes(data[at : at + width], "little")
+        if not pos <= after <= stop:
+            raise Malformed("member of a struct that does not lie in it")
+        yield child, pos, after
+        pos = after
+    if pos != stop:
+        raise Malformed("bytes after the last member of a struct")
 
 
 # ---- reading GVariant
@@ -209,13 +248,6 @@ class _Reader:
         self.word = ">I" if big_out else "<I"
         self.limit = limit
         self.out = bytearray()
-
-    def skip(self, pos: int, align: int, end: int) -> int:
-        """The next multiple of `align`; what is passed over must be there and be zero."""
-        stop = pos + (-pos & (align - 1))
-        if stop > end or self.data.count(0, pos, stop) != stop - pos:
-            raise Malformed("padding that is not zero, or not there")
-        return stop
 
     def room(self, more: int) -> None:
         if len(self.out) + more > self.limit:
@@ -285,28 +317,8 @@ class _Reader:
         out.append(0)
 
     def struct(self, kind: Type, start: int, end: int, depth: int) -> None:
-        width = offset_width(end - start)
-        stop = end - width * kind.offsets
-        if stop < start or framing_width(stop - start, kind.offsets) != width:
-            raise Malformed("struct too small for its framing offsets")
-        at = end
-        pos = start
-        last = kind.children[-1]
-        for child in kind.children:
-            pos = self.skip(pos, child.align, stop)
-            if child.size:
-                after = pos + child.size
-            elif child is last:
-                after = stop
-            else:
-                at -= width
-                after = start + int.from_bytes(self.data[at : at + width], "little")
-            if not pos <= after <= stop:
-                raise Malformed("member of a struct that does not lie in it")
+        for child, pos, after in members(kind, self.data, start, end):
             self.value(child, pos, after, depth + 1)
-            pos = after
-        if pos != stop:
-            raise Malformed("bytes after the last member of a struct")
 
     def array(self, kind: Type, start: int, end: int, depth: int) -> None:
         out = self.out
@@ -328,7 +340,7 @@ class _Reader:
                 after = start + offset
                 if after > end:
                     raise Malformed("element of an array that does not lie in it")
-                pos = self.skip(pos, kind.align, after)
+                pos = skip(self.data, pos, kind.align, after)
                 self.value(kind, pos, after, depth + 1)
                 pos = after
         length = len(out) - begin
@@ -371,10 +383,7 @@ class _Writer:
         self.out = bytearray()
 
     def skip(self, pos: int, align: int) -> int:
-        stop = pos + (-pos & (align - 1))
-        if stop > len(self.data) or self.data.count(0, pos, stop) != stop - pos:
-            raise Malformed("padding that is not zero, or not there")
-        return stop
+        return skip(self.data, pos, align, len(self.data))
 
     def room(self, more: int) -> None:
         if len(self.out) + more > self.limit:
