@@ -32,7 +32,7 @@ from typing import NamedTuple
 
 from jitney.broker import message as core
 from jitney.broker import syntax
-from jitney.broker.message import LOCAL_INTERFACE, LOCAL_PATH, MAX_MESSAGE
+from jitney.broker.message import MAX_MESSAGE
 from jitney.compat import wire
 
 from . import gvariant
@@ -41,6 +41,8 @@ from .gvariant import NATIVE_BIG, Malformed, framing_width, items_of, offset_wid
 VERSION = 2
 HEADER = 16
 DRIVER = b"org.freedesktop.DBus"
+_LOCAL_PATH = b"/org/freedesktop/DBus/Local"
+_LOCAL_INTERFACE = b"org.freedesktop.DBus.Local"
 
 MSG_EXPECT_REPLY = 1 << 0
 MSG_NO_AUTO_START = 1 << 1
@@ -292,7 +294,11 @@ def _check(msg: Dbus2Message) -> None:
         fits = True
     if not fits:
         raise Malformed("header fields that do not fit the type")
-    if msg.path == LOCAL_PATH or msg.interface == LOCAL_INTERFACE or msg.sender == LOCAL_INTERFACE:
+    if (
+        msg.path == _LOCAL_PATH
+        or msg.interface == _LOCAL_INTERFACE
+        or msg.sender == _LOCAL_INTERFACE
+    ):
         raise Malformed("message that claims to be local")
 
 

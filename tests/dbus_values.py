@@ -79,3 +79,34 @@ def values_of(signature: str) -> st.SearchStrategy[list[Any]]:
 
 bodies = signatures.flatmap(lambda text: st.tuples(st.just(text), values_of(text)))
 """A signature, and values for it."""
+
+
+# ---- whole messages
+
+elements = st.text("abcXYZ_", min_size=1, max_size=5)
+dotted = st.lists(elements, min_size=2, max_size=4).map(".".join)
+unique = st.integers(1, (1 << 63)).map(lambda number: f":1.{number}")
+
+
+@st.composite
+def messages(draw: st.DrawFn, types: tuple[int, ...] = (1, 2, 3, 4)) -> dict[str, Any]:
+    """Arguments for `jitney.compat.wire.message()`, with `values` for the body."""
+    kind = draw(st.sampled_from(types))
+    signature, values = draw(bodies)
+    call = kind in (1, 4)
+    optional = st.none() | dotted
+    return {
+        "type": kind,
+        "serial": draw(st.integers(1, 0xFFFFFFFF)),
+        "flags": draw(st.integers(0, 7)) | (0 if kind == 1 else 1),
+        "path": draw(paths) if call else None,
+        "interface": draw(dotted if kind == 4 else optional) if call else None,
+        "member": draw(elements) if call else None,
+        "error_name": draw(dotted) if kind == 3 else None,
+        "reply_serial": 0 if call else draw(st.integers(1, 0xFFFFFFFF)),
+        "destination": draw(st.none() | dotted | unique),
+        "sender": None,
+        "n_fds": draw(st.integers(0, 3)),
+        "signature": signature,
+        "values": values,
+    }
