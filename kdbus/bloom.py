@@ -21,6 +21,8 @@ where it meant to go on (v221 to v228). A mask with a later argument would miss 
 send, so our masks have argument 0 only; the others are for whoever looks into the message. Our
 filters have all of them, so that sd-bus's masks find what they look for.
 
+In this, too, v226's own code was the judge, for random signals.
+
 A message with more text than is worth hashing gets a filter with all bits set: it passes all masks.
 """
 

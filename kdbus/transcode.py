@@ -6,7 +6,10 @@ Invariant: what `parse()` lets through is one message in normal form with valid 
 On kdbus the bus does not know this form; it is an agreement between clients, of which sd-bus is
 the only one that was in wide use. Facts from systemd v223 to v226 (`bus-message.c`, `bus-kernel.c`,
 `bus-protocol.h`). v221 and v222 write the same but for the body's type, which has no parentheses
-around it there; the two cannot be told apart for certain, and neither reads the other.
+around it there; the two cannot be told apart for certain, and neither reads the other. The code of
+v226, run outside of this tree, wrote the same bytes as this module for thousands of random messages
+and read all of ours; but it reads none with less than two fields (its own could not be, either), so
+a reply needs a destination.
 
 A message is one GVariant, of type "(yyyyuta{tv}v)":
 

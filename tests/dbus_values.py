@@ -21,15 +21,21 @@ paths = st.lists(st.text("abcXYZ_09", min_size=1, max_size=6), max_size=4).map(
 )
 
 
-def _containers(types: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+def _types(depth: int) -> st.SearchStrategy[str]:
+    basic = st.sampled_from(_BASIC)
+    if not depth:
+        return basic
+    inner = _types(depth - 1)
     return st.one_of(
-        types.map(lambda item: "a" + item),
-        st.lists(types, min_size=1, max_size=4).map(lambda parts: "(" + "".join(parts) + ")"),
-        st.tuples(st.sampled_from(_BASIC), types).map(lambda pair: "a{" + "".join(pair) + "}"),
+        basic,
+        st.sampled_from(["s", "v", "as", "ay", "a{sv}"]),
+        inner.map(lambda item: "a" + item),
+        st.lists(inner, min_size=1, max_size=4).map(lambda parts: "(" + "".join(parts) + ")"),
+        st.tuples(basic, inner).map(lambda pair: "a{" + "".join(pair) + "}"),
     )
 
 
-single_types = st.recursive(st.sampled_from(_BASIC + "v"), _containers, max_leaves=6)
+single_types = _types(3)
 signatures = st.lists(single_types, max_size=4).map("".join)
 
 

@@ -211,7 +211,7 @@ changes = st.lists(
 
 
 @given(messages(), changes)
-@settings(deadline=None, max_examples=600)
+@settings(deadline=None, max_examples=300)
 def test_what_is_read_becomes_a_message_the_core_takes(
     said: dict[str, Any], changes: list[tuple[int, int, int]]
 ) -> None:
