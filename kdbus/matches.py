@@ -26,6 +26,7 @@ from struct import pack
 
 from jitney.broker.match import Rule
 from jitney.broker.message import SIGNAL
+from jitney.broker.syntax import is_bus_name
 
 from . import bloom
 from .gvariant import Malformed
@@ -156,7 +157,9 @@ def _of_ids(
 def _of_well_known(
     name: bytes | None, namespace: bytes | None, old: bytes | None, new: bytes | None
 ) -> list[Match]:
-    if (name is not None and name[:1] in (b"", b":")) or (namespace or b"")[:1] == b":":
+    if name is not None and (name[:1] == b":" or not is_bus_name(name)):
+        return []
+    if namespace is not None and namespace[:1] == b":":
         return []
     old_id = (id_of(old) if old else None) or ANY
     new_id = (id_of(new) if new else None) or ANY

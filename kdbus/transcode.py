@@ -57,6 +57,9 @@ DST_ID_BROADCAST = (1 << 64) - 1
 
 _PATH, _INTERFACE, _MEMBER, _ERROR_NAME, _REPLY, _DESTINATION, _SENDER = range(1, 8)
 _SIGNATURE, _UNIX_FDS = 8, 9
+_MAX_FIELDS = 256
+"""Those that nobody knows yet counted; each costs as much as a small message."""
+
 _TYPES = {
     _PATH: b"o", _INTERFACE: b"s", _MEMBER: b"s", _ERROR_NAME: b"s", _REPLY: b"t",
     _DESTINATION: b"s", _SENDER: b"s", _UNIX_FDS: b"u",
@@ -239,7 +242,10 @@ def parse(data: bytes, n_fds: int = 0) -> Dbus2Message:
 def _read_fields(msg: Dbus2Message, data: bytes, end: int, order: str) -> None:
     seen = 0
     pos = HEADER
-    for offset in items_of(data, HEADER, end):
+    ends = items_of(data, HEADER, end)
+    if len(ends) > _MAX_FIELDS:
+        raise Malformed("too many header fields")
+    for offset in ends:
         start = gvariant.skip(data, pos, 8, end)
         pos = HEADER + offset
         if start + 8 > pos or pos > end:

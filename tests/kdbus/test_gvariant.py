@@ -70,7 +70,7 @@ def test_offsets_grow_with_the_container(glib: GLibVariants) -> None:
 
 
 @given(bodies)
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=300)
 def test_glib_writes_the_same(glib: GLibVariants, body: tuple[str, list[Any]]) -> None:
     signature, values = body
     text = signature.encode()
@@ -105,7 +105,7 @@ mutations = st.lists(
 
 
 @given(bodies, mutations)
-@settings(deadline=None, max_examples=600)
+@settings(deadline=None, max_examples=400)
 def test_what_is_read_is_what_glib_calls_normal(
     glib: GLibVariants, body: tuple[str, list[Any]], changes: list[tuple[int, int, int]]
 ) -> None:
@@ -127,7 +127,7 @@ def test_what_is_read_is_what_glib_calls_normal(
 
 
 @given(bodies, mutations)
-@settings(deadline=None, max_examples=600)
+@settings(deadline=None, max_examples=400)
 def test_what_is_written_is_what_d_bus_allows(
     body: tuple[str, list[Any]], changes: list[tuple[int, int, int]]
 ) -> None:
@@ -147,7 +147,7 @@ def test_what_is_written_is_what_d_bus_allows(
 
 
 @given(signatures | st.text(max_size=8).map(str), st.binary(max_size=200))
-@settings(deadline=None, max_examples=600)
+@settings(deadline=None, max_examples=400)
 def test_noise_raises_nothing_else(signature: str, data: bytes) -> None:
     text = signature.encode()
     for turn in (to_classic, from_classic):

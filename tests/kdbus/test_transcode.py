@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from jitney.broker.message import Message
 from jitney.compat import wire
-from jitney.kdbus import transcode
+from jitney.kdbus import gvariant
 from jitney.kdbus.gvariant import Malformed
 from jitney.kdbus.transcode import (
     DST_ID_BROADCAST,
@@ -146,7 +146,7 @@ def with_field(code: int, kind: str, value: Any, twice: bool = False) -> bytes:
     """A signal with one more field, as GLib would write it."""
     fields: Any = [(1, ("o", "/a")), (2, ("s", "a.b")), (3, ("s", "M"))]
     fields = [field for field in fields if field[0] != code or twice] + [(code, (kind, value))]
-    entries = transcode.gvariant.pack(b"a{tv}", [fields], False)
+    entries = gvariant.pack(b"a{tv}", [fields], False)
     end = 16 + len(entries)
     data = b"l\4\1\2\0\0\0\0\1" + bytes(7) + entries + bytes(-end % 8) + b"\0" + b"\0()"
     return data + bytes((end,))
@@ -180,6 +180,19 @@ def test_fields_are_judged_as_sd_bus_does() -> None:
         parse(with_field(2, "s", "a.b", twice=True))
     with pytest.raises(Malformed):
         parse(whole(SIGNAL), n_fds=1)
+
+
+def test_a_header_is_no_place_for_a_body() -> None:
+    known = [(1, ("o", "/a")), (2, ("s", "a.b")), (3, ("s", "M"))]
+    for more, good in ((253, True), (254, False)):
+        entries = gvariant.pack(b"a{tv}", [known + [(10, ("y", 1))] * more], False)
+        data = b"l\4\1\2\0\0\0\0\1" + bytes(7) + entries + bytes(-len(entries) % 8)
+        data += b"\0\0()" + (16 + len(entries)).to_bytes(2, "little")
+        if good:
+            assert parse(data).member == b"M"
+        else:
+            with pytest.raises(Malformed):
+                parse(data)
 
 
 def test_other_versions_and_orders() -> None:
