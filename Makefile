@@ -10,7 +10,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 BIN := $(VENV)/bin
 PIP := pip --quiet --disable-pip-version-check
 TOOLS := build/tools
-SOURCES := pyproject.toml LICENSE README.md $(shell find broker compat kdbus bench -type f ! -path '*/__pycache__*')
+SOURCES := pyproject.toml LICENSE README.md $(shell find broker compat bench kdbus -type f ! -path '*/__pycache__*')
 
 # What is missing for compiling, as Debian's packages; empty if nothing is. Looked up once, if at all.
 CC_MISSING = $(eval CC_MISSING := $(if $(PYTHON),$(shell $(PYTHON) -c 'import os, shutil, sysconfig; \
@@ -79,8 +79,8 @@ names:
 	@mkdir -p build/names/jitney
 	@ln -sfn ../../../broker build/names/jitney/broker
 	@ln -sfn ../../../compat build/names/jitney/compat
-	@ln -sfn ../../../kdbus build/names/jitney/kdbus
 	@ln -sfn ../../../bench build/names/jitney/bench
+	@ln -sfn ../../../kdbus build/names/jitney/kdbus
 
 # Compiles what changed since the last time, next to the .py files, all in DEST.
 DEST ?= build/dev
