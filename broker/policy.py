@@ -250,7 +250,8 @@ class ClientPolicy:
         rules = []
         for i in places(self.general_sends, self.named_sends, receiver):
             rule: MessageRule = self.sends[i]
-            if rule.prefix is None or holds_below(receiver, rule.prefix):
+            # With both, which no configuration can say, the name alone counts, as in `fits_send()`.
+            if rule.peer is not None or rule.prefix is None or holds_below(receiver, rule.prefix):
                 rules.append(rule)
         return open_types(rules, False, False, True)
 
