@@ -190,6 +190,24 @@ def test_busctl_capture(tmp_path: Path) -> None:
     assert found["jitney"] == found["dbus-daemon"]
 
 
+def test_bustle(tmp_path: Path) -> None:
+    """What Bustle's recorder makes; it writes when it ends, and asks about names before that."""
+    needs("bustle-pcap")
+    found = {}
+    for name, command in BUSES.items():
+        recorded = tmp_path / f"{name}.pcap"
+        with buses.running(command) as bus:
+            address = bus.address.partition(",guid=")[0]
+            words = ["sh", "-c", 'echo; exec bustle-pcap -q -a "$1" "$2"', "sh", address, recorded]
+            with watched(bus, [str(word) for word in words], tmp_path / name):
+                converse(bus)
+            shapes = _shapes(_whole(recorded.read_bytes(), "--pcap"))
+        asked = next(i for i, shape in enumerate(shapes) if shape[1] == b"GetId")
+        found[name] = shapes[: asked + 2]
+    assert (wire.CALL, b"Do", b":1.2") in [shape[:3] for shape in found["jitney"]]
+    assert found["jitney"] == found["dbus-daemon"]
+
+
 def test_a_monitor_that_does_not_read_costs_others_nothing(daemon: buses.Daemon) -> None:
     with RawClient(daemon.address) as monitor, RawClient(daemon.address) as one:
         monitor.hello()
