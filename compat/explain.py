@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from . import explanation, wording
 from .config.names import FAILURES, at_console, settle, user_groups
 from .explanation import DRIVER, BadQuestion, End
+from .refusal import NoRefusal, question
 
 if TYPE_CHECKING:
     from jitney.broker.policy import PolicySet
@@ -51,6 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(argv)
     live = bool(options.address or options.bus)
+    try:
+        _take_refusal(options, live)
+    except NoRefusal as reason:
+        parser.error(str(reason))
     wrong = _set(options, _FILES_ONLY if live else _BUS_ONLY)
     if wrong:
         where = "files, not a running bus" if live else "a running bus, not files"
@@ -67,6 +72,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     wording.add_names(account)
     print(json.dumps(account, indent=2) if options.json else wording.text(account))
     return 0 if account["allowed"] else DENIED
+
+
+def _take_refusal(options: argparse.Namespace, live: bool) -> None:
+    """What a line of the log says, where the command line says nothing else."""
+    if options.refusal is None:
+        return
+    text = sys.stdin.read() if options.refusal == "-" else options.refusal
+    for key, value in question(text, live).items():
+        if getattr(options, key) in (None, False, []):
+            setattr(options, key, value)
 
 
 def _set(options: argparse.Namespace, names: Sequence[str]) -> str:
@@ -88,6 +103,13 @@ def _parser() -> argparse.ArgumentParser:
     where.add_argument("--address", help="ask the bus that runs at this address")
     where.add_argument("--bus", choices=("system", "session"), help="the one that runs here")
     parser.add_argument("--json", action="store_true", help="the answer as JSON")
+
+    parser.add_argument(
+        "--refusal",
+        metavar="LINE",
+        help="a line of the bus's log, or an error's text, that tells of a refusal (- for standard "
+        "input): the question is what it says, and what other options add",
+    )
 
     message = parser.add_argument_group("the message")
     message.add_argument("--destination", metavar="NAME")

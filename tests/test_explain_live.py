@@ -189,3 +189,34 @@ def test_a_bus_that_lets_nobody_ask(capsys: pytest.CaptureFixture[str]) -> None:
     with buses.running(buses.jitney_command(), extra=extra) as bus:
         assert explain.main(["--address", bus.address, "--own", "a.b"]) == 2
     assert 'send_interface="org.jitney.Policy1"' in capsys.readouterr().err
+
+
+def test_a_line_of_the_log(bus: buses.Daemon, capsys: pytest.CaptureFixture[str]) -> None:
+    """Why was this refused: the line says all that there is to ask, of the bus or of its files."""
+    file = f"{bus.directory}/bus.conf"
+    with joined(bus, "com.example.A") as service, joined(bus) as client:
+        serial = client.message(destination=b"com.example.A", path=b"/", interface=b"com.example.I",
+                                member=b"Off")  # fmt: skip
+        error = client.reply_to(serial).body[0]
+        client.reply_to(client.driver(b"RequestName", "su", "com.example.Own", 0))
+        lines = (bus.directory / "log").read_text().splitlines()
+        refused = next(line for line in lines if "Rejected send message" in line)
+        not_owned = next(line for line in lines if "com.example.Own" in line)
+        where = refused.rpartition("(rule: ")[2].removesuffix(")")
+        assert where.startswith(file)
+        for source in (["--address", bus.address], ["--config", file]):
+            for line in (refused, error):
+                assert explain.main([*source, "--refusal", line]) == 1
+                said = capsys.readouterr().out
+                assert where in said
+                assert "com.example.I.Off" in said
+        assert explain.main(["--address", bus.address, "--refusal", not_owned]) == 1
+        assert not_owned.rpartition("(rule: ")[2].removesuffix(")") in capsys.readouterr().out
+        # What the command line says goes before what the line says.
+        words = ["--config", file, "--refusal", refused, "--member", "On"]
+        assert explain.main(words) == 0
+        capsys.readouterr()
+        service.reply_to(service.driver(b"GetId"))
+    with pytest.raises(SystemExit) as status:
+        explain.main(["--config", file, "--refusal", "all is well"])
+    assert status.value.code == 2
