@@ -58,6 +58,7 @@ cdef class Accounts:
     cdef void discharge(self, int64_t index, Py_ssize_t size, Py_ssize_t fds)
 
 cpdef bint leaves_room(int64_t used, int64_t limit, int64_t claim, int64_t need)
+cpdef bint room_for_one(int64_t count, int64_t limit, int64_t claim)
 
 cdef class Pool:
     cdef readonly int64_t bytes

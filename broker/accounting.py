@@ -189,6 +189,13 @@ def leaves_room(used: int, limit: int, claim: int, need: int) -> bool:
     return used <= limit or claim + need <= limit + limit // 2 - used - need
 
 
+def room_for_one(count: int, limit: int, claim: int) -> bool:
+    """leaves_room() for things of which no more than `limit` are given out one by one, as
+    connections and starts of services: whether a claimant that has `claim` of `count` may have
+    another one."""
+    return count < limit or claim + 1 <= limit + limit // 2 - count - 1
+
+
 class Pool:
     """How much may wait: for one connection and, in its connections together, for one user.
 

@@ -2,7 +2,7 @@
 cimport cython
 from libc.stdint cimport int64_t
 
-from .accounting cimport Tally, User
+from .accounting cimport Tally, User, room_for_one
 from .connection cimport Connection
 from .match cimport MatchIndex, Rule
 from .mem cimport Buffer, Map64, load32, view

@@ -16,6 +16,7 @@ try:
 except ImportError:
     from ._cython import cython
 
+from .accounting import room_for_one
 from .connection import ACTIVE, CLOSED, MONITOR, Connection
 from .errors import ACCESS_DENIED, INVALID_ARGS, LIMITS, NOT_FOUND, Refused
 from .limits import USER_OBJECTS, Limits
@@ -78,9 +79,7 @@ class Bus(Router):
         Raises Refused(LIMITS) where the bus or the user has as many connections as may be.
         Announcing the unique name is `announce()`, which follows the front's reply."""
         # A reserve is left to users who have few: one may not keep all others out.
-        limit = self.max_connections
-        left = limit + limit // 2 - len(self.connections) - 1
-        if len(self.connections) >= limit and conn.user.connections + 1 > left:
+        if not room_for_one(len(self.connections), self.max_connections, conn.user.connections):
             self.show_greeting(conn)
             raise Refused(LIMITS, "The maximum number of active connections has been reached")
         if conn.user.uid is not None and conn.user.connections >= self.max_connections_per_user:

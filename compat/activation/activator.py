@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from jitney.broker.accounting import room_for_one
 from jitney.broker.connection import ACTIVE
 from jitney.broker.limits import KEPT_BYTES, KEPT_FDS, USER_SHARE
 
@@ -270,8 +271,9 @@ class Activator:
         shown = name.decode(errors="replace")
         limit = limits.max_pending_service_starts
         total = self.book.total.messages
-        left = limit + limit // 2 - total - 1
-        if total >= limit and (conn is None or self.book.held_of_user(conn).messages + 1 > left):
+        # The bus's own has no part in the reserve.
+        mine = self.book.held_of_user(conn).messages if conn is not None else limit
+        if not room_for_one(total, limit, mine):
             raise DBusError(
                 errors.LIMITS_EXCEEDED,
                 "The maximum number of pending activations has been reached, "
