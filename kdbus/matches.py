@@ -24,6 +24,17 @@ import sys
 from collections.abc import Collection, Sequence
 from struct import pack
 
+from jitney.broker.kdbus.constants import (
+    ITEM_BLOOM_MASK,
+    ITEM_DST_ID,
+    ITEM_ID,
+    ITEM_ID_ADD,
+    ITEM_ID_REMOVE,
+    ITEM_NAME,
+    ITEM_NAME_ADD,
+    ITEM_NAME_CHANGE,
+    ITEM_NAME_REMOVE,
+)
 from jitney.broker.match import Rule
 from jitney.broker.message import SIGNAL
 from jitney.broker.syntax import is_bus_name
@@ -34,15 +45,6 @@ from .transcode import DRIVER, DST_ID_BROADCAST, id_of, unique_name
 from .translate import (
     DRIVER_PATH,
     ID_CHANGES,
-    ITEM_BLOOM_MASK,
-    ITEM_DST_ID,
-    ITEM_ID,
-    ITEM_ID_ADD,
-    ITEM_ID_REMOVE,
-    ITEM_NAME,
-    ITEM_NAME_ADD,
-    ITEM_NAME_CHANGE,
-    ITEM_NAME_REMOVE,
     NAME_CHANGES,
     Item,
     id_change,

@@ -22,6 +22,21 @@ from struct import Struct
 from struct import error as struct_error
 from typing import Any, NamedTuple
 
+from jitney.broker.kdbus.constants import (
+    ITEM_AUXGROUPS,
+    ITEM_CREDS,
+    ITEM_ID_ADD,
+    ITEM_ID_REMOVE,
+    ITEM_NAME_ADD,
+    ITEM_NAME_CHANGE,
+    ITEM_NAME_REMOVE,
+    ITEM_PIDS,
+    ITEM_REPLY_DEAD,
+    ITEM_REPLY_TIMEOUT,
+    ITEM_SECLABEL,
+    NAME_ACTIVATOR,
+    NAME_IN_QUEUE,
+)
 from jitney.broker.syntax import is_bus_name
 from jitney.compat import wire
 from jitney.compat.errors import NO_REPLY
@@ -31,19 +46,8 @@ from .transcode import DRIVER, id_of, unique_name
 
 DRIVER_PATH = b"/org/freedesktop/DBus"
 
-# Types of items, from kdbus.h.
-ITEM_BLOOM_FILTER, ITEM_BLOOM_MASK, ITEM_DST_NAME = 8, 9, 10
-ITEM_ID, ITEM_NAME, ITEM_DST_ID = 14, 15, 16
-ITEM_CREDS, ITEM_PIDS, ITEM_AUXGROUPS, ITEM_SECLABEL = 0x1001, 0x1002, 0x1003, 0x100B
-ITEM_NAME_ADD, ITEM_NAME_REMOVE, ITEM_NAME_CHANGE = 0x8000, 0x8001, 0x8002
-ITEM_ID_ADD, ITEM_ID_REMOVE = 0x8003, 0x8004
-ITEM_REPLY_TIMEOUT, ITEM_REPLY_DEAD = 0x8005, 0x8006
-
 NAME_CHANGES = (ITEM_NAME_ADD, ITEM_NAME_REMOVE, ITEM_NAME_CHANGE)
 ID_CHANGES = (ITEM_ID_ADD, ITEM_ID_REMOVE)
-
-NAME_IN_QUEUE = 1 << 3
-NAME_ACTIVATOR = 1 << 4
 
 _NOBODY = NAME_IN_QUEUE | NAME_ACTIVATOR
 _ID_CHANGE = Struct("=QQ")

@@ -25,6 +25,13 @@ POOL_MAX = 1 << 34
 """Pages are only there when something was written to them, but addresses are not endless."""
 
 
+def _put(data: mmap.mmap, offset: int, parts: Iterable[Any]) -> None:
+    for part in parts:
+        end = offset + len(part)
+        data[offset:end] = part
+        offset = end
+
+
 class Backing:
     """A file's memory that FUSE passes through to; made when the node is opened, sized at HELLO."""
 
@@ -50,12 +57,8 @@ class Backing:
         self.map = mmap.mmap(self.fd, size)
 
     def write(self, offset: int, parts: Iterable[Any]) -> None:
-        data = self.map
-        assert data is not None
-        for part in parts:
-            end = offset + len(part)
-            data[offset:end] = part
-            offset = end
+        assert self.map is not None
+        _put(self.map, offset, parts)
 
     def read(self, offset: int, size: int) -> bytes:
         assert self.map is not None
@@ -96,12 +99,8 @@ class Store:
         self.map = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
     def write(self, offset: int, parts: Iterable[Any]) -> None:
-        data = self.map
-        assert data is not None
-        for part in parts:
-            end = offset + len(part)
-            data[offset:end] = part
-            offset = end
+        assert self.map is not None
+        _put(self.map, offset, parts)
 
     def read(self, offset: int, size: int) -> bytes:
         data = self.map

@@ -13,13 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jitney.broker.match import Rule
-from jitney.compat import matchrule, wire
-from jitney.kdbus import bloom, matches, translate
-from jitney.kdbus.gvariant import Malformed
-from jitney.kdbus.matches import always, lets_message, lets_notification, of_rule, rule_of
-from jitney.kdbus.transcode import from_classic, id_of
-from jitney.kdbus.translate import (
+from jitney.broker.kdbus.constants import (
     ITEM_BLOOM_MASK,
     ITEM_DST_ID,
     ITEM_ID,
@@ -31,6 +25,14 @@ from jitney.kdbus.translate import (
     ITEM_NAME_REMOVE,
     NAME_ACTIVATOR,
     NAME_IN_QUEUE,
+)
+from jitney.broker.match import Rule
+from jitney.compat import matchrule, wire
+from jitney.kdbus import bloom, matches, translate
+from jitney.kdbus.gvariant import Malformed
+from jitney.kdbus.matches import always, lets_message, lets_notification, of_rule, rule_of
+from jitney.kdbus.transcode import from_classic, id_of
+from jitney.kdbus.translate import (
     Item,
     NameChange,
     item_of,

@@ -12,9 +12,7 @@ from classic_messages import core
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jitney.compat import wire
-from jitney.kdbus.gvariant import Malformed
-from jitney.kdbus.translate import (
+from jitney.broker.kdbus.constants import (
     ITEM_AUXGROUPS,
     ITEM_CREDS,
     ITEM_ID_ADD,
@@ -28,6 +26,10 @@ from jitney.kdbus.translate import (
     ITEM_SECLABEL,
     NAME_ACTIVATOR,
     NAME_IN_QUEUE,
+)
+from jitney.compat import wire
+from jitney.kdbus.gvariant import Malformed
+from jitney.kdbus.translate import (
     Item,
     NameChange,
     Signal,
