@@ -33,9 +33,9 @@ from .auth import Auth
 from .creds import Credentials
 from .front import Front
 from .loop import BusLoop
-from .peer import CLOSED, OPEN, Peer
+from .peer import CLOSED, OPEN, RECEIVE, Peer
 from .sysio import HUNG_UP, WRITABLE, Intake, Outlet, Poller, close_socket
-from .throttle import RECEIVE, Throttle
+from .throttle import Throttle
 
 if not cython.compiled:
     from jitney.broker.mem import copy, of_bytes, pooled, take, trim, view

@@ -5,6 +5,8 @@ from jitney.broker.mem cimport Buffer
 from .auth cimport Auth
 from .sysio cimport Poller
 
+cdef Py_ssize_t _RECEIVE
+
 cdef class Peer:
     cdef readonly int fd
     cdef readonly object listener

@@ -19,6 +19,12 @@ from .sysio import Poller
 
 AUTHENTICATING, OPEN, CLOSED = 0, 1, 2
 
+RECEIVE = 131072
+"""Size in bytes of the receive buffer that all share: what a peer may say in its turn at most."""
+
+# A copy that is a C integer when compiled.
+_RECEIVE = RECEIVE
+
 
 class Peer:
     """Transport state of one client; the hub is the only one who changes it."""
@@ -36,7 +42,7 @@ class Peer:
         self.with_fds = False
         self.blocked = False
         self.wide = False
-        self.turn = 131072
+        self.turn = _RECEIVE
         self.held = False
         self.wanted = 0
 

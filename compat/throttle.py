@@ -19,11 +19,8 @@ from __future__ import annotations
 from jitney.broker.accounting import Accounts, Tally
 from jitney.broker.limits import KEPT_BYTES, KEPT_FDS, Limits
 
-from .peer import OPEN, Peer
+from .peer import OPEN, RECEIVE, Peer
 from .sysio import Poller
-
-RECEIVE = 131072
-"""Size in bytes of the receive buffer that all share: what a peer may say in its turn at most."""
 
 LEAST = 2048
 PATIENCE = 1000

@@ -413,21 +413,9 @@ class FakeService:
         self.closed += 1
 
 
-def test_what_a_builder_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_builder_finds(tmp_path: Path) -> None:
     config = write(tmp_path, listen(tmp_path), "<auth>EXTERNAL</auth>", "<allow_anonymous/>")
-    built: list[FakeService] = []
-
-    def build(daemon: Daemon, loop: Any) -> FakeService:
-        built.append(FakeService(daemon, loop))
-        return built[0]
-
-    old = {number: signal.getsignal(number) for number in (1, 2, 13, 15)}
-    try:
-        assert Daemon(Options(config_file=str(config)), build).run() == 0
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
-    (service,) = built
+    service = run_with(config, FakeService)
     assert service.closed == 1
     (offer,) = service.offers
     assert offer is not None
@@ -489,9 +477,8 @@ class Impatient(FakeService):
 F = TypeVar("F", bound=FakeService)
 
 
-def run_with(folder: Path, kind: Callable[[Daemon, Any], F]) -> F:
+def run_with(config: Path, kind: Callable[[Daemon, Any], F]) -> F:
     """A daemon around a bus of this kind, until that ends it."""
-    config = write(folder, "<type>first</type>", listen(folder))
     built: list[F] = []
 
     def build(daemon: Daemon, loop: Any) -> F:
@@ -504,16 +491,19 @@ def run_with(folder: Path, kind: Callable[[Daemon, Any], F]) -> F:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
-    return built[0]
+    (service,) = built
+    return service
 
 
 def test_a_bug_in_one_reload_is_no_end_of_reloading(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert run_with(tmp_path, Buggy).reloads == 2
+    config = write(tmp_path, "<type>first</type>", listen(tmp_path))
+    assert run_with(config, Buggy).reloads == 2
     assert "RuntimeError: a bug" in capfd.readouterr().err
 
 
 def test_an_older_configuration_does_not_come_after_a_newer_one(tmp_path: Path) -> None:
     # Once for ReloadConfig, once for the last signal; what the first child read is forgotten.
-    assert run_with(tmp_path, Impatient).types == ["newer", "newer"]
+    config = write(tmp_path, "<type>first</type>", listen(tmp_path))
+    assert run_with(config, Impatient).types == ["newer", "newer"]
