@@ -24,14 +24,18 @@ SUBCOMMANDS = {
     "replay": ("jitney.compat.trace.replay", "send recorded traffic again, on a test bus"),
     "bench": ("jitney.bench.cli", "measure D-Bus brokers side by side"),
     "mount": ("jitney.kdbus.cli", "mount kdbus's file system, served by this process"),
+    "sockets": ("jitney.kdbus.cli:sockets", "serve kdbus's commands over sockets in a directory"),
 }
-"""By name: the module whose `main(words)` it is, and what it does."""
+"""By name: the module whose `main(words)` it is, or the function, and what it does."""
 
 
 def main(words: Sequence[str]) -> int:
     """Runs `jitney` with these words; the exit status."""
     if words and words[0] in SUBCOMMANDS:
-        run: Callable[[Sequence[str]], int] = importlib.import_module(SUBCOMMANDS[words[0]][0]).main
+        module, _, name = SUBCOMMANDS[words[0]][0].partition(":")
+        run: Callable[[Sequence[str]], int] = getattr(
+            importlib.import_module(module), name or "main"
+        )
         return run(words[1:])
     asked = bool(words) and words[0] in ("-h", "--help", "help")
     lines = ["usage: jitney SUBCOMMAND ...", ""]

@@ -1,6 +1,6 @@
-"""`jitney mount`: kdbus's file system at a path, for as long as the process runs.
+"""`jitney mount` and `jitney sockets`: kdbus at a path, for as long as the process runs.
 
-Invariant: when the command returns to the shell, the tree is mounted and answers.
+Invariant: when the command returns to the shell, the tree is there and answers.
 """
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 
 def main(words: Sequence[str]) -> int:
@@ -29,8 +30,32 @@ def main(words: Sequence[str]) -> int:
     options = parser.parse_args(words)
     from .fuse.daemon import Daemon
 
+    return _start(
+        "mount", options, lambda: Daemon(options.path, options.pool, options.watchdog)
+    )
+
+
+def sockets(words: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="jitney sockets", description="Serve kdbus's commands over sockets in a directory."
+    )
+    parser.add_argument("path", metavar="DIRECTORY", help="made if it is not there")
+    parser.add_argument("--foreground", action="store_true", help="do not fork")
+    parser.add_argument(
+        "--stream",
+        action="store_true",
+        help="SOCK_STREAM, as where there is no SOCK_SEQPACKET",
+    )
+    options = parser.parse_args(words)
+    from .native.daemon import Daemon
+
+    return _start("sockets", options, lambda: Daemon(options.path, options.stream))
+
+
+def _start(name: str, options: argparse.Namespace, make: Callable[[], Any]) -> int:
+    """Runs what `make` makes, here or in a process that goes on alone."""
     if options.foreground:
-        return _run(Daemon, options, lambda: print("ready", flush=True))
+        return _run(name, make, lambda: print("ready", flush=True))
     ours, theirs = os.pipe()
     if os.fork():
         os.close(theirs)
@@ -47,12 +72,12 @@ def main(words: Sequence[str]) -> int:
         os.close(null)
 
     os.close(ours)
-    os._exit(_run(Daemon, options, ready))
+    os._exit(_run(name, make, ready))
 
 
-def _run(daemon: type, options: argparse.Namespace, ready: object) -> int:
+def _run(name: str, make: Callable[[], Any], ready: Callable[[], None]) -> int:
     try:
-        return int(daemon(options.path, options.pool, options.watchdog).run(ready))
+        return int(make().run(ready))
     except OSError as error:
-        print(f"jitney mount: {error}", file=sys.stderr)
+        print(f"jitney {name}: {error}", file=sys.stderr)
         return 1

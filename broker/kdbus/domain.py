@@ -21,7 +21,10 @@ from .validity import attach_flags
 
 
 class Domain:
-    """Buses by name. `changed()` is called when a deadline came up that may be the next one."""
+    """Buses by name. `changed` is called when a deadline came up that may be the next one.
+
+    `made(bus, endpoint)` and `removed(bus, endpoint)` are for who shows them to clients, with None
+    for the bus itself; what `made` raises, makes it undone."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
@@ -34,6 +37,7 @@ class Domain:
         self.realtime = time.time_ns
         self.deadline: int | None = None
         self.changed: Any = None
+        self.made: Any = None
         self.removed: Any = None
 
     def next_id(self) -> int:
@@ -62,6 +66,12 @@ class Domain:
         bus = Bus(self, name, flags, bloom, attach, caller)
         self.buses[name] = bus
         self.user_buses[uid] = self.user_buses.get(uid, 0) + 1
+        if self.made is not None:
+            try:
+                self.made(bus, None)
+            except BaseException:
+                bus.close()
+                raise
         return bus
 
     def bus_gone(self, bus: Bus) -> None:

@@ -56,6 +56,12 @@ class Endpoint:
         user = ("endpoint", bus.domain.last_endpoint)
         made = Endpoint(bus, name, flags, caller.creds.euid, caller.creds.egid, user)
         bus.endpoints[name] = made
+        if bus.domain.made is not None:
+            try:
+                bus.domain.made(bus, made)
+            except BaseException:
+                made.close()
+                raise
         return made
 
     def update(self, caller: Caller, rules: Any) -> None:

@@ -17,6 +17,17 @@ from .constants import align8
 from .errors import KdbusError
 
 
+def put(data: Any, offset: int, parts: Iterable[Any]) -> None:
+    """Writes one part after the other; one that is not bytes knows how to get there, `into()`."""
+    for part in parts:
+        end = offset + len(part)
+        if hasattr(part, "into"):
+            part.into(data, offset)
+        else:
+            data[offset:end] = part
+        offset = end
+
+
 class PlainMemory:
     """Memory that nobody maps: for tests, and for whoever sends the bytes another way.
 
@@ -28,11 +39,7 @@ class PlainMemory:
         self.bytes = bytearray(size)
 
     def write(self, offset: int, parts: Iterable[Any]) -> None:
-        data = self.bytes
-        for part in parts:
-            end = offset + len(part)
-            data[offset:end] = part
-            offset = end
+        put(self.bytes, offset, parts)
 
     def read(self, offset: int, size: int) -> bytes:
         return bytes(self.bytes[offset : offset + size])

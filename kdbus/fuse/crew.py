@@ -13,28 +13,17 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable
-from queue import SimpleQueue
 from typing import Any
 
+from ..jobs import Jobs
 from . import protocol as p
 
 PATIENCE = 0.02
 TICK = 0.01
 REST = 1.0
-MAX_THREADS = 640
-SPARE_JOBS = 4
-
-
-def _safely(job: Callable[[], None]) -> None:
-    try:
-        job()
-    except Exception:
-        traceback.print_exc(file=sys.stderr)
 
 
 class Worker:
@@ -50,18 +39,18 @@ class Worker:
         self.busy_with: Any = None
 
 
-class Crew:
+class Crew(Jobs):
     """`handle(worker, size)` is called for each request in the worker's buffer; `suspect(what)`
     when somebody was deposed while busy with that."""
 
     def __init__(
         self, device: int, handle: Callable[[Worker, int], None], suspect: Callable[[Any], None]
     ) -> None:
+        super().__init__()
         self.device = device
         self.handle = handle
         self.suspect = suspect
         self.turn = threading.Lock()
-        self.guard = threading.Lock()
         self.leader: Worker | None = None
         self.ended = threading.Event()
         self.waiting = 0
@@ -70,9 +59,6 @@ class Crew:
         self.beats = 0
         self.resting = False
         self.called = threading.Event()
-        self.jobs: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        self.job_threads = 0
-        self.jobs_idle = 0
 
     def start(self) -> None:
         self.hire()
@@ -178,24 +164,3 @@ class Crew:
         leader = self.leader
         began = leader.began if leader is not None else 0.0
         return bool(began) and time.monotonic() - began > seconds
-
-    # Jobs that are nobody's request
-
-    def later(self, job: Callable[[], None]) -> None:
-        """Has some other thread do this, which may last."""
-        with self.guard:
-            if self.jobs_idle:
-                self.jobs_idle -= 1
-            elif self.job_threads < MAX_THREADS:
-                self.job_threads += 1
-                threading.Thread(target=self.do_jobs, name="job", daemon=True).start()
-        self.jobs.put(lambda: _safely(job))
-
-    def do_jobs(self) -> None:
-        while True:
-            self.jobs.get()()
-            with self.guard:
-                if self.jobs_idle >= SPARE_JOBS and self.jobs.empty():
-                    self.job_threads -= 1
-                    return
-                self.jobs_idle += 1

@@ -15,7 +15,8 @@ from collections.abc import Callable
 
 from jitney.broker.kdbus.domain import Domain
 
-from .descriptors import FdHandle
+from ..deadlines import Deadlines
+from ..descriptors import FdHandle
 from .filesystem import Filesystem
 from .ioctls import Ioctls
 from .mount import Mount
@@ -60,9 +61,9 @@ class Daemon:
         self.over = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self.over.set)
-        self.timer: asyncio.TimerHandle | None = None
+        deadlines = Deadlines(self.domain, loop)
         self.checking = False
-        self.domain.changed = lambda deadline: self.call(self.arm, deadline)
+        self.domain.changed = lambda deadline: self.call(deadlines.arm, deadline)
         self.ioctls.watch = lambda fd, callback: self.call(self.watch, fd, callback)
         self.ioctls.unwatch = self.unwatch
         self.ioctls.check_later = lambda: self.call(self.check_later)
@@ -98,20 +99,7 @@ class Daemon:
                 return
             await asyncio.sleep(BEAT)
 
-    # Time
-
-    def arm(self, deadline: int) -> None:
-        if self.timer is not None:
-            self.timer.cancel()
-        left = (deadline - self.domain.monotonic()) / 1e9
-        self.timer = self.loop.call_later(max(left, 0), self.expire)
-
-    def expire(self) -> None:
-        self.timer = None
-        with self.domain.lock:
-            deadline = self.domain.expire()
-        if deadline is not None:
-            self.arm(deadline)
+    # Signals
 
     def check_later(self) -> None:
         if not self.checking:

@@ -9,47 +9,19 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import os
 import stat
 from collections.abc import Callable
 
 from jitney.broker.kdbus.errors import KdbusError
 
+from ..descriptors import FdHandle, kind_of, need_harmless, need_payload
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _syscall = _libc.syscall
 _syscall.restype = ctypes.c_long
 
 _PIDFD_GETFD = 438
-_STATX = 332 if os.uname().machine == "x86_64" else 291
-_AT_EMPTY_PATH, _DONT_SYNC = 0x1000, 0x4000
-
-_GET_SEALS = 1034
-_SEALS = 0x1 | 0x2 | 0x4 | 0x8  # SEAL, SHRINK, GROW, WRITE
-
-
-class FdHandle:
-    """A descriptor of ours that stands for a client's; the last one who holds it closes it."""
-
-    def __init__(self, fd: int, close: Callable[[int], None]) -> None:
-        self.fd = fd
-        self.close = close
-        self.holders = 1
-
-    def hold(self) -> FdHandle:
-        self.holders += 1
-        return self
-
-    def drop(self) -> None:
-        self.holders -= 1
-        if not self.holders:
-            self.close(self.fd)
-
-    def read(self, start: int, size: int) -> bytes:
-        data = os.pread(self.fd, size, start)
-        if len(data) != size:
-            raise KdbusError(errno.EFAULT)
-        return data
 
 
 class Told(FdHandle):
@@ -57,23 +29,6 @@ class Told(FdHandle):
 
     def __init__(self) -> None:
         super().__init__(-1, lambda fd: None)
-
-
-class _Statx(ctypes.Structure):
-    _fields_ = [
-        ("head", ctypes.c_uint32 * 4), ("link_uid_gid", ctypes.c_uint32 * 3),
-        ("mode", ctypes.c_uint16), ("spare", ctypes.c_uint16), ("numbers", ctypes.c_uint64 * 4),
-        ("times", ctypes.c_uint64 * 8), ("rdev", ctypes.c_uint32 * 2), ("dev", ctypes.c_uint32 * 2),
-        ("rest", ctypes.c_uint64 * 14),
-    ]  # fmt: skip
-
-
-def kind_of(fd: int) -> tuple[int, int]:
-    """(mode, device) as far as known without asking anybody: the file may be our own."""
-    out = _Statx()
-    if _syscall(_STATX, fd, b"", _AT_EMPTY_PATH | _DONT_SYNC, 0x7FF, ctypes.byref(out)) < 0:
-        raise KdbusError(errno.EBADF)
-    return out.mode, os.makedev(out.dev[0], out.dev[1])
 
 
 def _memfd_device() -> int:
@@ -172,10 +127,7 @@ class Descriptors:
             os.close(path)
         handle = FdHandle(fd, os.close)
         try:
-            if fcntl.fcntl(fd, _GET_SEALS) & _SEALS != _SEALS:
-                raise KdbusError(errno.ETXTBSY)
-            if start + size > os.fstat(fd).st_size:
-                raise KdbusError(errno.EFAULT)
+            need_payload(fd, start, size)
         except KdbusError:
             handle.drop()
             raise
@@ -197,14 +149,3 @@ class Descriptors:
             handle.drop()
             raise
         return handle
-
-
-HARMLESS = ("anon_inode:[eventfd]", "anon_inode:[timerfd]", "anon_inode:[signalfd]")
-
-
-def need_harmless(fd: int) -> None:
-    mode, _ = kind_of(fd)
-    if not stat.S_ISFIFO(mode) and (
-        stat.S_IFMT(mode) or os.readlink(f"/proc/self/fd/{fd}") not in HARMLESS
-    ):
-        raise KdbusError(errno.EINVAL)

@@ -26,7 +26,7 @@ from . import protocol as p
 from .crew import Crew, Worker
 from .nodes import CONTROL, Node, Nodes
 from .pools import Backing, Store
-from .process import opener
+from ..process import opener
 
 READABLE = select.POLLIN | select.POLLRDNORM
 WRITABLE = select.POLLOUT | select.POLLWRNORM

@@ -29,7 +29,7 @@ from .crew import PATIENCE, Worker
 from .descriptors import FdHandle
 from .filesystem import Filesystem, FuseTransport, Opened
 from .pools import Store
-from .process import ProcCaller, fatal_pending
+from ..process import ProcCaller, fatal_pending
 
 STUCK_MAX = 4
 PROCESS_MAX = 16

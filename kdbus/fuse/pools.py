@@ -18,18 +18,12 @@ from collections.abc import Iterable
 from typing import Any
 
 from jitney.broker.kdbus.errors import KdbusError
+from jitney.broker.kdbus.pool import put
 
 from . import protocol as p
 
 POOL_MAX = 1 << 34
 """Pages are only there when something was written to them, but addresses are not endless."""
-
-
-def _put(data: mmap.mmap, offset: int, parts: Iterable[Any]) -> None:
-    for part in parts:
-        end = offset + len(part)
-        data[offset:end] = part
-        offset = end
 
 
 class Backing:
@@ -58,7 +52,7 @@ class Backing:
 
     def write(self, offset: int, parts: Iterable[Any]) -> None:
         assert self.map is not None
-        _put(self.map, offset, parts)
+        put(self.map, offset, parts)
 
     def read(self, offset: int, size: int) -> bytes:
         assert self.map is not None
@@ -100,7 +94,7 @@ class Store:
 
     def write(self, offset: int, parts: Iterable[Any]) -> None:
         assert self.map is not None
-        _put(self.map, offset, parts)
+        put(self.map, offset, parts)
 
     def read(self, offset: int, size: int) -> bytes:
         data = self.map

@@ -49,16 +49,16 @@ def status_of(tid: int) -> dict[bytes, bytes]:
     return dict(line.split(b":\t", 1) for line in text.splitlines() if b":\t" in line)
 
 
-def _numbers(text: bytes | None) -> tuple[int, ...]:
+def numbers(text: bytes | None) -> tuple[int, ...]:
     return tuple(map(int, text.split())) if text else ()
 
 
-def _space(tid: int, kind: str) -> bytes | None:
+def namespace(tid: int, kind: str) -> bytes | None:
     return link(f"/proc/{tid}/ns/{kind}")
 
 
-HOST_USER = _space(os.getpid(), "user")
-HOST_PID = _space(os.getpid(), "pid")
+HOST_USER = namespace(os.getpid(), "user")
+HOST_PID = namespace(os.getpid(), "pid")
 
 try:
     _LAST_CAP = int(read("/proc/sys/kernel/cap_last_cap") or 40)
@@ -71,10 +71,10 @@ class Spaces:
 
     def __init__(self, tid: int, status: dict[bytes, bytes]) -> None:
         self.tid = tid
-        self.user = _space(tid, "user")
-        self.pid = _space(tid, "pid")
-        self.tids = _numbers(status.get(b"NSpid"))
-        self.tgids = _numbers(status.get(b"NStgid"))
+        self.user = namespace(tid, "user")
+        self.pid = namespace(tid, "pid")
+        self.tids = numbers(status.get(b"NSpid"))
+        self.tgids = numbers(status.get(b"NStgid"))
         self.parent = int(status.get(b"PPid", b"0"))
         self.ancestors: list[bytes] | None = None
 
@@ -135,7 +135,7 @@ class ClientNamespaces(Namespaces):
         for entry in os.listdir("/proc"):
             if entry.isdigit():
                 status = status_of(int(entry))
-                ids = _numbers(status.get(b"NSpid"))
+                ids = numbers(status.get(b"NSpid"))
                 if len(ids) >= self.depth and ids[self.depth - 1] == pid:
                     chain = _chain(int(entry))
                     if self.pid_space in chain:
@@ -152,8 +152,8 @@ class ClientNamespaces(Namespaces):
         tid = self._number(spaces.tids, spaces.pid, spaces.tid)
         parent = 0
         if pid and spaces.parent:
-            above = _numbers(status_of(spaces.parent).get(b"NStgid"))
-            parent = self._number(above, _space(spaces.parent, "pid"), spaces.parent)
+            above = numbers(status_of(spaces.parent).get(b"NStgid"))
+            parent = self._number(above, namespace(spaces.parent, "pid"), spaces.parent)
         return pid, tid, parent
 
     def _number(self, ids: Sequence[int], space: bytes | None, tid: int) -> int:
@@ -209,13 +209,13 @@ _views: dict[tuple[bytes | None, ...], ClientNamespaces] = {}
 
 def view_of(tid: int) -> ClientNamespaces:
     """How this client sees others; one object for all that see alike."""
-    user, pid = _space(tid, "user"), _space(tid, "pid")
+    user, pid = namespace(tid, "user"), namespace(tid, "pid")
     maps = (read(f"/proc/{tid}/uid_map") or b"", read(f"/proc/{tid}/gid_map") or b"")
     root = link(f"/proc/{tid}/root")
     key = (user, pid, *maps, root)
     found = _views.get(key)
     if found is None:
-        depth = len(_numbers(status_of(tid).get(b"NSpid")))
+        depth = len(numbers(status_of(tid).get(b"NSpid")))
         found = ClientNamespaces(user, pid, depth, maps)
         found.root = root
         if len(_views) > 256:
@@ -235,7 +235,7 @@ class ProcCreds(Creds):
     def in_group(self, gid: int) -> bool:
         if not self.looked:
             self.looked = True
-            self.groups = _numbers(status_of(self.tid).get(b"Groups"))
+            self.groups = numbers(status_of(self.tid).get(b"Groups"))
         return gid in self.groups
 
 
@@ -248,10 +248,10 @@ class OpenerCreds(Creds):
 def opener(tid: int, uid: int, gid: int) -> OpenerCreds:
     """Credentials of who opens a node, to be kept."""
     status = status_of(tid)
-    uids = _numbers(status.get(b"Uid"))
+    uids = numbers(status.get(b"Uid"))
     effective = int(status.get(b"CapEff", b"0"), 16)
-    privileged = bool(effective >> IPC_OWNER & 1) and _space(tid, "user") == HOST_USER
-    groups = _numbers(status.get(b"Groups"))
+    privileged = bool(effective >> IPC_OWNER & 1) and namespace(tid, "user") == HOST_USER
+    groups = numbers(status.get(b"Groups"))
     creds = OpenerCreds(uids[0] if uids else uid, uid, gid, groups, privileged)
     creds.process = int(status.get(b"Tgid", b"0"))
     return creds
@@ -282,7 +282,7 @@ class ProcCaller(Caller):
         """Reads what receivers may ask for; the part that costs most is read once a second."""
         tid = self.tid
         status = status_of(tid)
-        uids, gids = _numbers(status.get(b"Uid")), _numbers(status.get(b"Gid"))
+        uids, gids = numbers(status.get(b"Uid")), numbers(status.get(b"Gid"))
         if len(uids) != 4 or len(gids) != 4:
             return
         exe = link(f"/proc/{tid}/exe") if mask & c.ATTACH_EXE else None
@@ -307,7 +307,7 @@ class ProcCaller(Caller):
         facts.uids, facts.gids = uids, gids
         tgid = int(status[b"Tgid"])
         facts.pids = (tgid, tid, int(status[b"PPid"]))
-        facts.groups = _numbers(status.get(b"Groups"))
+        facts.groups = numbers(status.get(b"Groups"))
         facts.tid_comm = status.get(b"Name", b"")
         if tgid == tid:
             facts.pid_comm = facts.tid_comm

@@ -1,0 +1,91 @@
+"""Descriptors that stand for a client's, whatever way they came: looked at, held, and let go.
+
+Invariant: what a descriptor is, is told without asking anybody: its file may belong to a file
+system that would have to ask its client (FUSE: ours, or a hostile one). Each is closed exactly
+once, by the last who holds it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Callable
+
+from jitney.broker.kdbus.errors import KdbusError
+
+_syscall = ctypes.CDLL(None, use_errno=True).syscall
+_syscall.restype = ctypes.c_long
+
+_STATX = 332 if os.uname().machine == "x86_64" else 291
+_AT_EMPTY_PATH, _DONT_SYNC = 0x1000, 0x4000
+
+GET_SEALS = 1034
+SEALED = 0x1 | 0x2 | 0x4 | 0x8  # SEAL, SHRINK, GROW, WRITE
+
+
+class FdHandle:
+    """A descriptor of ours that stands for a client's; the last one who holds it closes it."""
+
+    def __init__(self, fd: int, close: Callable[[int], None]) -> None:
+        self.fd = fd
+        self.close = close
+        self.holders = 1
+
+    def hold(self) -> FdHandle:
+        self.holders += 1
+        return self
+
+    def drop(self) -> None:
+        self.holders -= 1
+        if not self.holders:
+            self.close(self.fd)
+
+    def read(self, start: int, size: int) -> bytes:
+        data = os.pread(self.fd, size, start)
+        if len(data) != size:
+            raise KdbusError(errno.EFAULT)
+        return data
+
+
+class _Statx(ctypes.Structure):
+    _fields_ = [
+        ("head", ctypes.c_uint32 * 4), ("link_uid_gid", ctypes.c_uint32 * 3),
+        ("mode", ctypes.c_uint16), ("spare", ctypes.c_uint16), ("numbers", ctypes.c_uint64 * 4),
+        ("times", ctypes.c_uint64 * 8), ("rdev", ctypes.c_uint32 * 2), ("dev", ctypes.c_uint32 * 2),
+        ("rest", ctypes.c_uint64 * 14),
+    ]  # fmt: skip
+
+
+def kind_of(fd: int) -> tuple[int, int]:
+    """(mode, device) as far as known without asking anybody: the file may be our own."""
+    out = _Statx()
+    if _syscall(_STATX, fd, b"", _AT_EMPTY_PATH | _DONT_SYNC, 0x7FF, ctypes.byref(out)) < 0:
+        raise KdbusError(errno.EBADF)
+    return out.mode, os.makedev(out.dev[0], out.dev[1])
+
+
+def need_payload(fd: int, start: int, size: int) -> None:
+    """Whether a memfd is sealed as kdbus asks, and has these bytes: EMEDIUMTYPE, ETXTBSY, EFAULT."""
+    try:
+        seals = fcntl.fcntl(fd, GET_SEALS)
+    except OSError as error:
+        # Only memory has seals; no other file is looked at any further.
+        raise KdbusError(errno.EMEDIUMTYPE) from error
+    if seals & SEALED != SEALED:
+        raise KdbusError(errno.ETXTBSY)
+    if start + size > os.fstat(fd).st_size:
+        raise KdbusError(errno.EFAULT)
+
+
+HARMLESS = ("anon_inode:[eventfd]", "anon_inode:[timerfd]", "anon_inode:[signalfd]")
+
+
+def need_harmless(fd: int) -> None:
+    mode, _ = kind_of(fd)
+    if not stat.S_ISFIFO(mode) and (
+        stat.S_IFMT(mode) or os.readlink(f"/proc/self/fd/{fd}") not in HARMLESS
+    ):
+        raise KdbusError(errno.EINVAL)

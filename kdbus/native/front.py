@@ -1,0 +1,361 @@
+"""Front: the sockets of a domain, on somebody's event loop.
+
+Invariant: all of it happens on the loop's thread; only what the domain tells (`note`, `finished`,
+deadlines) may come from other threads, and is handed over. Nothing waits for a client. Each turn
+of a socket is bounded, and what a peer did wrong ends that peer, after the turn.
+
+One epoll set holds all sockets, and the loop watches that; a wake-up serves whatever is ready.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+import sys
+import threading
+import traceback
+from typing import Any
+
+from jitney.broker.kdbus.domain import Domain
+
+from ..deadlines import Deadlines
+from ..jobs import Jobs
+from ..request import Request
+from . import frames as f
+from .caller import connected
+from .peer import Opened, Peer
+from .serve import Server
+from .tree import Node, Tree
+
+TURN = 32
+"""So many frames of one socket are served before others have their turn."""
+ROUND = 256
+ACCEPT_MAX = 64
+ACCEPT_REST = 0.1
+USER_SOCKETS_MAX = 4096
+
+_READ = select.EPOLLIN
+_ROOM = socket.CMSG_SPACE(4 * f.FDS_MAX) + socket.CMSG_SPACE(12)
+_RIGHTS = socket.SCM_RIGHTS
+_CREDENTIALS = getattr(socket, "SCM_CREDENTIALS", -1)
+
+
+class Front(Server):
+    """`directory`: where the sockets are; `stream`: SOCK_STREAM instead of SOCK_SEQPACKET."""
+
+    def __init__(self, domain: Domain, directory: str, stream: bool = False) -> None:
+        super().__init__()
+        self.domain = domain
+        self.directory = directory
+        self.stream = stream
+        self.jobs = Jobs()
+        self.tokens: dict[bytes, Opened] = {}
+        self.peers: dict[int, Any] = {}
+        self.user_sockets: dict[int, int] = {}
+        self.news: list[Opened] = []
+        self.doomed: list[Peer] = []
+        self.resting: list[Node] = []
+        # In a round of ours, with the lock: what comes up is told at the end of a turn.
+        self.serving = False
+        self.buffer = bytearray(f.FRAME_MAX)
+        self.view = memoryview(self.buffer)
+
+    def start(self, loop: Any) -> None:
+        """Serves from now on; OSError if that cannot be."""
+        self.loop = loop
+        self.thread = threading.get_ident()
+        self.poll = select.epoll()
+        kind = socket.SOCK_STREAM if self.stream else socket.SOCK_SEQPACKET
+        try:
+            self.tree = Tree(self.directory, kind, self.opened, self.closed)
+        except BaseException:
+            self.poll.close()
+            raise
+        domain = self.domain
+        self.deadlines = Deadlines(domain, loop)
+        self.before = (domain.changed, domain.made, domain.removed)
+        domain.changed = self.deadline_changed
+        domain.made = self.tree.made
+        domain.removed = self.tree.removed
+        for bus in list(domain.buses.values()):
+            self.tree.made(bus, None)
+            for endpoint in list(bus.endpoints.values()):
+                if endpoint.custom:
+                    self.tree.made(bus, endpoint)
+        loop.add_reader(self.poll.fileno(), self.round)
+
+    def close(self) -> None:
+        """Ends all clients, and takes the sockets away."""
+        self.loop.remove_reader(self.poll.fileno())
+        with self.domain.lock:
+            for peer in list(self.peers.values()):
+                if isinstance(peer, Peer):
+                    self.lose(peer)
+            self.domain.changed, self.domain.made, self.domain.removed = self.before
+            self.tree.close()
+        self.deadlines.close()
+        self.poll.close()
+
+    # What the domain tells
+
+    def here(self) -> bool:
+        return threading.get_ident() == self.thread
+
+    def call(self, what: Any, *arguments: Any) -> None:
+        """On the loop's thread, soon."""
+        try:
+            self.loop.call_soon_threadsafe(what, *arguments)
+        except RuntimeError:
+            pass  # the loop has ended
+
+    def deadline_changed(self, deadline: int) -> None:
+        if self.before[0] is not None:
+            self.before[0](deadline)
+        if self.here():
+            self.deadlines.arm(deadline)
+        else:
+            self.call(self.deadlines.arm, deadline)
+
+    def note(self, handle: Opened) -> None:
+        if not handle.noted:
+            handle.noted = True
+            self.news.append(handle)
+            if not self.serving:
+                self.call(self.tell_later)
+
+    def tell_later(self) -> None:
+        with self.domain.lock:
+            self.tell_all()
+
+    # Sockets
+
+    def opened(self, node: Node) -> None:
+        self.peers[node.fd] = node
+        self.poll.register(node.fd, _READ)
+
+    def closed(self, node: Node) -> None:
+        del self.peers[node.fd]
+        if node in self.resting:
+            self.resting.remove(node)
+        else:
+            self.poll.unregister(node.fd)
+
+    def accept(self, node: Node) -> None:
+        for _ in range(ACCEPT_MAX):
+            try:
+                sock, _ = node.sock.accept()
+            except (BlockingIOError, ConnectionError, InterruptedError):
+                return
+            except OSError:
+                # No descriptors are left. Until there are, this node is not looked at.
+                self.poll.unregister(node.fd)
+                self.resting.append(node)
+                if len(self.resting) == 1:
+                    self.loop.call_later(ACCEPT_REST, self.rested)
+                return
+            try:
+                self.take(sock, node)
+            except OSError:
+                sock.close()
+
+    def rested(self) -> None:
+        nodes, self.resting = self.resting, []
+        for node in nodes:
+            self.poll.register(node.fd, _READ)
+
+    def take(self, sock: socket.socket, node: Node) -> None:
+        sock.setblocking(False)
+        if hasattr(socket, "SO_PASSCRED"):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        creds = connected(sock)
+        uid = creds.euid
+        if self.user_sockets.get(uid, 0) >= USER_SOCKETS_MAX:
+            sock.close()
+            return
+        handle = Opened(self, self.domain, node.endpoint, creds)
+        peer = Peer(self, sock, handle, creds)
+        handle.first = peer
+        handle.sockets = 1
+        self.poll.register(peer.fd, _READ)
+        self.peers[peer.fd] = peer
+        self.user_sockets[uid] = self.user_sockets.get(uid, 0) + 1
+
+    def rearm(self, peer: Peer) -> None:
+        """It reads while it owes nothing."""
+        if not peer.dead:
+            self.poll.modify(peer.fd, select.EPOLLOUT if peer.owed else _READ)
+
+    def doom(self, peer: Peer) -> None:
+        self.doomed.append(peer)
+        if not self.serving:
+            self.call(self.tell_later)
+
+    def lose(self, peer: Peer) -> None:
+        """Its socket is of no use any more."""
+        if peer.dead:
+            return
+        del self.peers[peer.fd]
+        self.poll.unregister(peer.fd)
+        peer.close()
+        uid = peer.creds.euid
+        self.user_sockets[uid] -= 1
+        if not self.user_sockets[uid]:
+            del self.user_sockets[uid]
+        handle = peer.handle
+        handle.sockets -= 1
+        if handle.first is peer:
+            if not peer.ending:
+                self.finish(handle)
+        else:
+            for request in list(peer.calls.values()):
+                self.cancel(request, errno.EINTR)
+
+    def finish(self, handle: Opened) -> None:
+        """Nobody is there any more who has it open."""
+        handle.first = None
+        self.tokens.pop(handle.token, None)
+        handle.close()
+
+    # Cancel descriptors
+
+    def watch(self, fd: int, request: Request) -> None:
+        try:
+            self.poll.register(fd, _READ)
+            self.peers[fd] = request
+        except OSError:
+            pass  # out of memory: it cannot be cancelled this way
+
+    def unwatch(self, fd: int) -> None:
+        if self.peers.pop(fd, None) is not None:
+            self.poll.unregister(fd)
+
+    # Rounds
+
+    def round(self) -> None:
+        try:
+            ready = self.poll.poll(0, ROUND)
+            peers = self.peers
+            with self.domain.lock:
+                self.serving = True
+                try:
+                    for fd, events in ready:
+                        peer = peers.get(fd)
+                        if type(peer) is Peer:
+                            if events & select.EPOLLOUT and peer.owed:
+                                self.pay(peer)
+                            else:
+                                self.drain(peer)
+                        elif type(peer) is Node:
+                            self.accept(peer)
+                        elif peer is not None:
+                            self.cancel(peer, errno.ECANCELED)
+                        if self.news or self.doomed:
+                            self.tell_all()
+                finally:
+                    self.serving = False
+        except Exception:
+            # What goes wrong here must not end the loop, which has others to serve.
+            traceback.print_exc(file=sys.stderr)
+
+    def drain(self, peer: Peer) -> None:
+        view = self.view
+        sock = peer.sock
+        for _ in range(TURN):
+            if peer.dead or peer.owed:
+                return
+            try:
+                n, ancillary, flags, _ = sock.recvmsg_into((view,), _ROOM)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError:
+                n, ancillary, flags = 0, [], 0
+            said = None
+            fds: list[int] = []
+            for level, kind, data in ancillary:
+                if level == socket.SOL_SOCKET:
+                    if kind == _CREDENTIALS:
+                        said = data
+                    elif kind == _RIGHTS:
+                        end = len(data) & ~3
+                        fds += memoryview(data)[:end].cast("i")
+            if (
+                n < f.HEAD
+                or flags & socket.MSG_TRUNC
+                or n != int.from_bytes(view[:4], "little")
+            ):
+                for fd in fds:
+                    self.jobs.later(lambda fd=fd: os.close(fd))  # type: ignore[misc]
+                self.lose(peer)
+                return
+            self.serve(peer, view[:n], fds, said, bool(flags & socket.MSG_CTRUNC))
+
+    def pay(self, peer: Peer) -> None:
+        """It can be told more of what it is owed."""
+        if not peer.flush():
+            return
+        if peer.ending:
+            self.end(peer)
+            return
+        self.rearm(peer)
+        if peer.is_first:
+            self.note(peer.handle)
+
+    # News
+
+    def tell_all(self) -> None:
+        """What came up while somebody was served."""
+        while self.news or self.doomed:
+            while self.doomed:
+                self.lose(self.doomed.pop())
+            if self.news:
+                handle = self.news.pop()
+                handle.noted = False
+                self.tell(handle)
+
+    def tell(self, handle: Opened) -> None:
+        conn = handle.conn
+        first = handle.first
+        if conn is None or first is None or first.dead:
+            return
+        if not conn.active:
+            first.ending = True
+            if not first.owed:
+                self.end(first)
+        elif handle.fed:
+            self.feed(handle, first)
+        elif conn.readable and not handle.told:
+            handle.told = True
+            first.send(f.WAKE_FRAME)
+
+    def feed(self, handle: Opened, first: Peer) -> None:
+        conn = handle.conn
+        assert conn is not None
+        while handle.credit > 0 and not first.owed and len(conn.queue):
+            received, lost = conn.recv(0, 0)
+            assert received is not None
+            handle.credit -= 1
+            flags = received.return_flags
+            handles = self.install(handle, received) if received.fds else ()
+            data = f.message(received.offset, received.size, flags, lost, len(handles))
+            if not first.send(data, handles):
+                self.uninstall(handle, received)
+                first.send(f.message(received.offset, received.size, flags | 1, lost, 0))
+
+    def end(self, peer: Peer) -> None:
+        """A connection is over, and its first socket has got all that it was owed."""
+        peer.ending = True
+        try:
+            peer.sock.shutdown(socket.SHUT_RDWR)
+            # Nothing may be left unread, for then the client would be told of an error instead.
+            for _ in range(TURN):
+                if not peer.sock.recv(1):
+                    break
+        except OSError:
+            pass
+        handle = peer.handle
+        self.lose(peer)
+        # Other sockets go on, and are told that it is over.
+        self.tokens.pop(handle.token, None)
+        handle.close()
