@@ -1,12 +1,15 @@
 """Helpers for kdbus's tests: commands as bytes, and clients without a file system.
 
 Invariant: a client here goes through the same table of commands as one over FUSE; only its memory
-is a bytearray of ours, and its descriptors are made up.
+is a bytearray of ours, and its descriptors are made up. What tests do with a World and its clients
+can be done on other fronts as well, see kdbusnative.py and kdbusfuse.py.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
+import os
 import struct
 from typing import Any
 
@@ -67,23 +70,54 @@ def bloom(generation: int = 0, bits: bytes = bytes(64)) -> bytes:
 
 
 class FakeFd:
-    """A descriptor of a client that exists here alone."""
+    """A descriptor of a client that exists here alone; other kits make a real one of it."""
 
     def __init__(self, data: bytes | None = None) -> None:
         self.data = data
-        self.holders = 1
+        self.held = 1
+        self.real = -1
+
+    @property
+    def holders(self) -> int:
+        if self.real < 0:
+            return self.held
+        mine = os.fstat(self.real)
+        found = 0
+        for name in os.listdir("/proc/self/fd"):
+            try:
+                other = os.stat(f"/proc/self/fd/{name}")
+            except OSError:
+                continue
+            found += (other.st_dev, other.st_ino) == (mine.st_dev, mine.st_ino)
+        return found
 
     def hold(self) -> FakeFd:
-        self.holders += 1
+        self.held += 1
         return self
 
     def drop(self) -> None:
-        self.holders -= 1
-        assert self.holders >= 0
+        self.held -= 1
+        assert self.held >= 0
 
     def read(self, start: int, size: int) -> bytes:
         assert self.data is not None
         return self.data[start : start + size]
+
+    def number(self) -> int:
+        """A real descriptor: a sealed memfd with the data, or the end of a pipe."""
+        if self.real < 0:
+            if self.data is None:
+                self.real, other = os.pipe()
+                os.close(other)
+            else:
+                self.real = os.memfd_create("test", os.MFD_ALLOW_SEALING)
+                os.write(self.real, self.data)
+                fcntl.fcntl(self.real, 1033, 15)
+        return self.real
+
+    def __del__(self) -> None:
+        if self.real >= 0:
+            os.close(self.real)
 
 
 class FakeMemory(Memory):
@@ -235,6 +269,9 @@ class Client:
     def error(self, name: str, flags: int = 0, fields: bytes = b"", items: bytes = b"") -> int:
         return self.ioctl(name, command(name, flags, fields, items))[0]
 
+    def close(self) -> None:
+        self.handle.close()
+
     # What most tests need
 
     def hello(self, flags: int = c.HELLO_ACCEPT_FD, items: bytes = b"", pool: int = POOL) -> Client:
@@ -288,7 +325,10 @@ class World:
 
     def __init__(self) -> None:
         self.domain = Domain()
-        self.control = Client(self.domain, None)
+        self.begin()
+
+    def begin(self) -> None:
+        self.control = self.control_node()
         self.control.do(
             "BUS_MAKE",
             c.ACCESS_WORLD,
@@ -296,19 +336,29 @@ class World:
         )
         self.bus = self.domain.buses[b"0-test"]
 
-    def open(self, **more: Any) -> Client:
-        return Client(self.domain, self.bus.default, **more)
+    def close(self) -> None:
+        """The end of all that is outside this process's memory."""
 
-    def conn(self, flags: int = c.HELLO_ACCEPT_FD, items: bytes = b"", **more: Any) -> Client:
+    def at(self, endpoint: Any, **more: Any) -> Any:
+        """Who has opened this endpoint (None: the control node)."""
+        return Client(self.domain, endpoint, **more)
+
+    def control_node(self, **more: Any) -> Any:
+        return self.at(None, **more)
+
+    def open(self, **more: Any) -> Any:
+        return self.at(self.bus.default, **more)
+
+    def conn(self, flags: int = c.HELLO_ACCEPT_FD, items: bytes = b"", **more: Any) -> Any:
         return self.open(**more).hello(flags, items)
 
-    def activator(self, name: bytes, *rights: bytes) -> Client:
+    def activator(self, name: bytes, *rights: bytes) -> Any:
         return self.conn(c.HELLO_ACTIVATOR | 1, text(c.ITEM_NAME, name) + b"".join(rights))
 
-    def holder(self, name: bytes, *rights: bytes) -> Client:
+    def holder(self, name: bytes, *rights: bytes) -> Any:
         return self.conn(c.HELLO_POLICY_HOLDER | 1, text(c.ITEM_NAME, name) + b"".join(rights))
 
-    def endpoint(self, name: bytes = b"0-door") -> tuple[Client, Any]:
+    def endpoint(self, name: bytes = b"0-door") -> tuple[Any, Any]:
         """(who owns it, the endpoint)."""
         owner = self.open()
         owner.do("ENDPOINT_MAKE", c.ACCESS_WORLD, items=text(c.ITEM_MAKE_NAME, name))

@@ -95,6 +95,7 @@ class SocketCaller(ProcCaller):
     def __init__(self, opener: SocketCreds, pid: int, uid: int, gid: int, tid: int) -> None:
         self.opener = opener
         self.pid = pid
+        self.claimed = tid
         self.tid = tid or pid
         self.ids = (uid, gid)
         self._facts: Facts | None = None
@@ -110,8 +111,8 @@ class SocketCaller(ProcCaller):
             self._view = view_of(self.pid)
         return self._view
 
-    def gather(self, mask: int) -> None:
-        # The command line is memory of the client: reading it may last as long as that likes.
+    def gather(self, mask: int, line: bytes | None = None) -> None:
+        """`line`: its command line, which is not read here: that could last."""
         mask &= ~c.ATTACH_CMDLINE
         super().gather(mask)
         if self.tid != self.pid and (self._facts is None or not self.is_thread(self._facts)):
@@ -119,11 +120,11 @@ class SocketCaller(ProcCaller):
             self._facts = None
             super().gather(mask)
         self._facts = self.believe(self._facts)
+        self._facts.cmdline = line
 
     def again(self) -> SocketCaller:
         """The same one, of whom nothing is known yet."""
-        tid = self.tid if self.tid != self.pid else 0
-        return SocketCaller(self.opener, self.pid, *self.ids, tid)
+        return SocketCaller(self.opener, self.pid, *self.ids, self.claimed)
 
     def is_thread(self, facts: Facts) -> bool:
         return facts.pids is not None and facts.pids[0] == self.pid

@@ -10,7 +10,6 @@ One epoll set holds all sockets, and the loop watches that; a wake-up serves wha
 from __future__ import annotations
 
 import errno
-import os
 import select
 import socket
 import sys
@@ -25,24 +24,21 @@ from ..jobs import Jobs
 from ..request import Request
 from . import frames as f
 from .caller import connected
+from .lines import PATIENCE, CommandLines, Paused
 from .peer import Opened, Peer
+from .reading import TURN, Reading
 from .serve import Server
 from .tree import Node, Tree
 
-TURN = 32
-"""So many frames of one socket are served before others have their turn."""
 ROUND = 256
 ACCEPT_MAX = 64
 ACCEPT_REST = 0.1
 USER_SOCKETS_MAX = 4096
 
 _READ = select.EPOLLIN
-_ROOM = socket.CMSG_SPACE(4 * f.FDS_MAX) + socket.CMSG_SPACE(12)
-_RIGHTS = socket.SCM_RIGHTS
-_CREDENTIALS = getattr(socket, "SCM_CREDENTIALS", -1)
 
 
-class Front(Server):
+class Front(Server, Reading):
     """`directory`: where the sockets are; `stream`: SOCK_STREAM instead of SOCK_SEQPACKET."""
 
     def __init__(self, domain: Domain, directory: str, stream: bool = False) -> None:
@@ -59,8 +55,9 @@ class Front(Server):
         self.resting: list[Node] = []
         # In a round of ours, with the lock: what comes up is told at the end of a turn.
         self.serving = False
-        self.buffer = bytearray(f.FRAME_MAX)
-        self.view = memoryview(self.buffer)
+        self.view = memoryview(bytearray(f.FRAME_MAX))
+        self.lines = CommandLines(self.jobs.later, self.call)
+        self.turn = self.drain_stream if stream else self.drain
 
     def start(self, loop: Any) -> None:
         """Serves from now on; OSError if that cannot be."""
@@ -185,7 +182,8 @@ class Front(Server):
     def rearm(self, peer: Peer) -> None:
         """It reads while it owes nothing."""
         if not peer.dead:
-            self.poll.modify(peer.fd, select.EPOLLOUT if peer.owed else _READ)
+            events = select.EPOLLOUT if peer.owed else 0 if peer.paused is not None else _READ
+            self.poll.modify(peer.fd, events)
 
     def doom(self, peer: Peer) -> None:
         self.doomed.append(peer)
@@ -199,6 +197,9 @@ class Front(Server):
         del self.peers[peer.fd]
         self.poll.unregister(peer.fd)
         peer.close()
+        self.close_fds(peer.part_fds)
+        if peer.paused is not None:
+            self.close_fds(peer.paused.fds)
         uid = peer.creds.euid
         self.user_sockets[uid] -= 1
         if not self.user_sockets[uid]:
@@ -246,7 +247,7 @@ class Front(Server):
                             if events & select.EPOLLOUT and peer.owed:
                                 self.pay(peer)
                             else:
-                                self.drain(peer)
+                                self.turn(peer)
                         elif type(peer) is Node:
                             self.accept(peer)
                         elif peer is not None:
@@ -259,38 +260,6 @@ class Front(Server):
             # What goes wrong here must not end the loop, which has others to serve.
             traceback.print_exc(file=sys.stderr)
 
-    def drain(self, peer: Peer) -> None:
-        view = self.view
-        sock = peer.sock
-        for _ in range(TURN):
-            if peer.dead or peer.owed:
-                return
-            try:
-                n, ancillary, flags, _ = sock.recvmsg_into((view,), _ROOM)
-            except (BlockingIOError, InterruptedError):
-                return
-            except OSError:
-                n, ancillary, flags = 0, [], 0
-            said = None
-            fds: list[int] = []
-            for level, kind, data in ancillary:
-                if level == socket.SOL_SOCKET:
-                    if kind == _CREDENTIALS:
-                        said = data
-                    elif kind == _RIGHTS:
-                        end = len(data) & ~3
-                        fds += memoryview(data)[:end].cast("i")
-            if (
-                n < f.HEAD
-                or flags & socket.MSG_TRUNC
-                or n != int.from_bytes(view[:4], "little")
-            ):
-                for fd in fds:
-                    self.jobs.later(lambda fd=fd: os.close(fd))  # type: ignore[misc]
-                self.lose(peer)
-                return
-            self.serve(peer, view[:n], fds, said, bool(flags & socket.MSG_CTRUNC))
-
     def pay(self, peer: Peer) -> None:
         """It can be told more of what it is owed."""
         if not peer.flush():
@@ -301,6 +270,40 @@ class Front(Server):
         self.rearm(peer)
         if peer.is_first:
             self.note(peer.handle)
+        if peer.part:
+            self.turn(peer)
+
+    # Command lines
+
+    def pause(self, peer: Peer, paused: Paused, pid: int) -> bool:
+        """Whether the frame waits: until the sender's command line is known, or for a moment."""
+
+        def go_on() -> None:
+            if peer.paused is paused:
+                self.go_on(peer, paused)
+
+        def give_up() -> None:
+            self.lines.keep(pid, None)
+            go_on()
+
+        if not self.lines.ask(pid, peer.creds.uid, go_on):
+            return False
+        peer.paused = paused
+        paused.timer = self.loop.call_later(PATIENCE, give_up)
+        self.rearm(peer)
+        return True
+
+    def go_on(self, peer: Peer, paused: Paused) -> None:
+        paused.timer.cancel()
+        if peer.dead:
+            return
+        with self.domain.lock:
+            peer.paused = None
+            self.rearm(peer)
+            self.serve(peer, memoryview(paused.frame), paused.fds, paused.said, paused.lost_fds)
+            if not peer.dead and peer.part:
+                self.turn(peer)
+            self.tell_all()
 
     # News
 

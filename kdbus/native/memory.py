@@ -7,6 +7,7 @@ descriptor that came is closed exactly once: when the frame is done, or by the l
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import os
@@ -19,8 +20,11 @@ from jitney.broker.kdbus.errors import KdbusError
 from ..descriptors import GET_SEALS, FdHandle, need_harmless, need_payload
 from ..request import Memory
 from .frames import OUTBOX
+from .pool import has_memfd
 
 TMPFS_MAGIC = 0x01021994
+QUICK = ("pipe:[", "anon_inode:[eventfd]")
+"""What asks nobody when it is closed; no path of a file looks like that."""
 
 
 class Lent:
@@ -143,8 +147,12 @@ class FrameMemory(Memory):
     def take_fd(self, number: int) -> FdHandle:
         """As kdbus: no sockets that could carry others, but the path of one may be sent."""
         handle = self.take(number)
-        if os.readlink(f"/proc/self/fd/{handle.fd}").startswith("socket:") and is_unix(handle.fd):
-            raise KdbusError(errno.EOPNOTSUPP)
+        kind = os.readlink(f"/proc/self/fd/{handle.fd}")
+        if kind.startswith("socket:"):
+            if is_unix(handle.fd):
+                raise KdbusError(errno.EOPNOTSUPP)
+        elif kind.startswith(QUICK):
+            handle.close = os.close
         return handle.hold()
 
     def take_memfd(self, number: int, start: int, size: int) -> FdHandle:
@@ -175,5 +183,11 @@ def is_memory(fd: int) -> bool:
     try:
         fcntl.fcntl(fd, GET_SEALS)
     except OSError:
-        return False
+        # Where there are no seals, the kernel is older than memfds.
+        return not has_memfd() and is_tmpfs(fd)
     return True
+
+
+def is_tmpfs(fd: int) -> bool:
+    found = (ctypes.c_long * 64)()
+    return ctypes.CDLL(None).fstatfs(fd, found) == 0 and found[0] == TMPFS_MAGIC

@@ -22,6 +22,7 @@ from jitney.broker.kdbus.endpoint import Endpoint
 from ..commands import Handle
 from ..request import Request
 from .caller import SocketCaller, SocketCreds
+from .lines import Paused
 from .memory import FrameMemory
 from .pool import MappedPool
 
@@ -84,6 +85,12 @@ class Peer:
         self.used = False
         self.ending = False
         self.dead = False
+        self.paused: Paused | None = None
+        # Of a stream: what was read of the next frame.
+        self.part = bytearray()
+        self.part_fds: list[int] = []
+        self.part_said: Any = None
+        self.part_lost = False
         # The last sender, and what the kernel said of it.
         self.caller: SocketCaller | None = None
         self.said: bytes | None = None

@@ -80,6 +80,13 @@ def _memfd() -> int:
         return -1
 
 
+def has_memfd() -> bool:
+    fd = _memfd()
+    if fd >= 0:
+        os.close(fd)
+    return fd >= 0
+
+
 def _seal(fd: int) -> bool:
     """After mapping it, for our own mapping stays writable. Whether nobody else can write now."""
     future = True

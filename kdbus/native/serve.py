@@ -20,13 +20,17 @@ from jitney.broker.kdbus.errors import KdbusError
 from jitney.broker.kdbus.metadata import PROCESS
 
 from ..commands import admit, run
-from ..request import Request
+from ..request import Parsed, Request
 from . import frames as f
 from .caller import SocketCaller, sender
+from .lines import CommandLines, Paused
 from .peer import Opened, Peer
 
 I32 = struct.Struct("<i")
 GATHERED = frozenset(("HELLO", "BUS_MAKE"))
+SEND = 0x90
+LINED = frozenset((SEND, 0x80, 0x00))
+"""SEND, HELLO and BUS_MAKE: what tells others of the caller."""
 
 
 class Call:
@@ -44,6 +48,8 @@ class Server:
     """What `front.Front` does with frames; its attributes are the front's."""
 
     tokens: dict[bytes, Opened]
+    domain: Any
+    lines: CommandLines
 
     def __init__(self) -> None:
         self.others = {
@@ -60,6 +66,15 @@ class Server:
     def note(self, handle: Opened) -> None:
         raise NotImplementedError
 
+    def here(self) -> bool:
+        raise NotImplementedError
+
+    def call(self, what: Any, *arguments: Any) -> None:
+        raise NotImplementedError
+
+    def pause(self, peer: Peer, paused: Paused, pid: int) -> bool:
+        raise NotImplementedError
+
     def watch(self, fd: int, request: Request) -> None:
         raise NotImplementedError
 
@@ -72,6 +87,14 @@ class Server:
         """A frame whose length is right. `said`: the credentials that came with it."""
         _, op, flags, serial, frees, credit, tid = f.REQUEST.unpack_from(view)
         memory = peer.memory
+        caller = peer.caller
+        if caller is None or said != peer.said or tid != caller.claimed:
+            caller = peer.caller = sender(peer.creds, said, tid)
+            peer.said = said
+        if op in LINED and self.lacks_line(peer.handle, op, caller.pid):
+            paused = Paused(bytes(view), fds, said, lost_fds)
+            if self.pause(peer, paused, caller.pid):
+                return
         first = f.HEAD + 8 * frees
         memory.begin(view, first, fds)
         error = 0
@@ -94,10 +117,6 @@ class Server:
                     raise KdbusError(errno.ENOTTY)
                 other(peer, view, serial, flags)
             else:
-                caller = peer.caller
-                if caller is None or said != peer.said or tid:
-                    caller = sender(peer.creds, said, tid)
-                    peer.caller, peer.said = (caller, said) if not tid else (None, None)
                 if not caller.pid:
                     raise KdbusError(errno.EPERM)
                 peer.used = True
@@ -114,6 +133,12 @@ class Server:
             memory.end()
         if error:
             peer.send(f.answer(op, serial, error))
+
+    def lacks_line(self, handle: Opened, op: int, pid: int) -> bool:
+        """Whether a command line has to be read first."""
+        if op == SEND and (handle.conn is None or not handle.conn.bus.wanted & c.ATTACH_CMDLINE):
+            return False
+        return not self.lines.known(pid)
 
     def free(self, handle: Opened, view: memoryview, count: int) -> None:
         admit(handle, "FREE")
@@ -164,11 +189,12 @@ class Server:
                 if wanted:
                     # What was gathered belongs to one message, which may outlast the command.
                     caller = caller.again()
-                    caller.gather(wanted)
+                    caller.gather(wanted, self.lines.get(caller.pid))
             elif name in GATHERED:
                 caller = caller.again()
-                caller.gather(c.ATTACH_ALL)
+                caller.gather(c.ATTACH_ALL, self.lines.get(caller.pid))
             request.fetch(memory, head, source_id, bloom_size)  # type: ignore[arg-type]
+            negotiates = request.negotiates
             run(handle, caller, request, self.finished)
         except BaseException:
             request.drop()
@@ -181,7 +207,7 @@ class Server:
         if name == "FREE" and not request.error and handle.numbers:
             assert request.command is not None
             handle.numbers.pop(request.command.u64(24), None)
-        self.conclude(peer, request, serial, flags)
+        self.conclude(peer, request, serial, flags, negotiates)
 
     def greet(self, handle: Opened, credit: int) -> None:
         """HELLO has made it a connection."""
@@ -190,7 +216,9 @@ class Server:
             handle.credit = min(credit, f.CREDIT_MAX)
         self.note(handle)
 
-    def conclude(self, peer: Peer, request: Request, serial: int, flags: int) -> None:
+    def conclude(
+        self, peer: Peer, request: Request, serial: int, flags: int, negotiates: bool = False
+    ) -> None:
         form = request.form
         error = request.error or 0
         received = request.received
@@ -202,14 +230,11 @@ class Server:
         body: bytes | bytearray = b""
         command = request.command
         if command is not None:
-            if command.negotiates or c.ITEM_NEGOTIATE in command.found or request.envelope:
-                body = self.whole(request)
-            else:
-                body = command.data[: form.size]
+            body = self.answered(request, command, negotiates)
         handles: Sequence[Any] = ()
         if received is not None and received.fds:
             handles = self.install(peer.handle, received)
-        elif form.name == "HELLO" and not error and not request.negotiates:
+        elif form.name == "HELLO" and not error and not negotiates:
             handles = (self.pool_of(peer.handle),)
         data = f.answer(form.ioctl & 0xFF, serial, error, len(handles), body)
         if not peer.send(data, handles):
@@ -221,19 +246,18 @@ class Server:
             peer.send(f.answer(form.ioctl & 0xFF, serial, error, 0, body))
         request.drop()
 
-    def whole(self, request: Request) -> bytes | bytearray:
-        """A command's bytes; all of them, and the message's, for who asked what there is."""
-        command, envelope = request.command, request.envelope
-        assert command is not None
+    def answered(self, request: Request, command: Parsed, negotiates: bool) -> bytearray:
+        """A command as it is now: the fixed part, or all of it for who asked what there is."""
+        envelope = request.envelope
+        if not (
+            negotiates
+            or c.ITEM_NEGOTIATE in command.found
+            or (envelope is not None and c.ITEM_NEGOTIATE in envelope.found)
+        ):
+            return command.data[: request.form.size]
         if envelope is None:
             return command.data
-        if (
-            command.negotiates
-            or c.ITEM_NEGOTIATE in command.found
-            or c.ITEM_NEGOTIATE in envelope.found
-        ):
-            return command.data + bytes(-len(command.data) % 8) + envelope.data
-        return command.data[: request.form.size]
+        return command.data + bytes(-len(command.data) % 8) + envelope.data
 
     def install(self, handle: Opened, received: Any) -> list[Any]:
         """Writes the places of a message's descriptors into the pool; the descriptors."""
@@ -266,12 +290,19 @@ class Server:
             self.watch(request.cancel_fd.fd, request)
 
     def finished(self, request: Request) -> None:
-        """The core is done with a call; with the lock held."""
+        """The core is done with a call; with the lock held, on whatever thread that was."""
+        if self.here():
+            self.end_call(request)
+        else:
+            self.call(self.end_call, request)
+
+    def end_call(self, request: Request) -> None:
         call: Call = request.call
         call.peer.calls.pop(call.serial, None)
         if request.cancel_fd is not None:
             self.unwatch(request.cancel_fd.fd)
-        self.conclude(call.peer, request, call.serial, call.flags)
+        with self.domain.lock:
+            self.conclude(call.peer, request, call.serial, call.flags)
 
     def cancel(self, request: Request, number: int) -> None:
         conn = request.call.peer.handle.conn

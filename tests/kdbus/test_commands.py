@@ -37,17 +37,12 @@ ALL = c.ATTACH_ALL
 BAD_FLAG = 1 << 40
 
 
-@pytest.fixture
-def world() -> World:
-    return World()
-
-
 def control(w: World) -> Client:
-    return Client(w.domain, None)
+    return w.control_node()
 
 
 def other_control(w: World) -> Client:
-    return Client(w.domain, None, uid=1000)
+    return w.control_node(uid=1000)
 
 
 def door(w: World) -> Client:
@@ -79,7 +74,7 @@ def holder(w: World) -> Client:
 
 
 def custom(w: World) -> Client:
-    return Client(w.domain, w.endpoint()[1])
+    return w.at(w.endpoint()[1])
 
 
 def custom_conn(w: World) -> Client:
@@ -507,7 +502,7 @@ def test_limit_of_connections(world: World) -> None:
     assert world.open().error("HELLO", 0, hello(small)) == e.EMFILE
     # Another user is not in its way, and one gone makes room for one.
     world.open(uid=1000).hello(pool=small)
-    clients[7].handle.close()
+    clients[7].close()
     world.open().hello(pool=small)
 
 
@@ -526,7 +521,7 @@ def test_limit_of_matches_and_names(world: World) -> None:
 def test_a_bus_ends_with_its_maker(world: World) -> None:
     client = world.conn()
     late = world.open()
-    world.control.handle.close()
+    world.control.close()
     assert world.domain.buses == {}
     assert client.error("LIST", 15) == e.ECONNRESET
     assert late.error("HELLO", 0, hello()) == e.ESHUTDOWN
@@ -534,9 +529,9 @@ def test_a_bus_ends_with_its_maker(world: World) -> None:
 
 def test_a_custom_endpoint_ends_with_its_maker(world: World) -> None:
     maker, endpoint = world.endpoint()
-    client = Client(world.domain, endpoint).hello()
-    late = Client(world.domain, endpoint)
-    maker.handle.close()
+    client = world.at(endpoint).hello()
+    late = world.at(endpoint)
+    maker.close()
     assert client.error("LIST", 15) == e.ECONNRESET
     assert late.error("HELLO", 0, hello()) == e.ESHUTDOWN
     assert world.conn().error("LIST", 15) == 0
@@ -547,10 +542,10 @@ def test_ids_are_never_used_again(world: World) -> None:
     second = world.domain.buses[b"0-second"]
     seen = set()
     for _ in range(5):
-        for client in (world.conn(), Client(world.domain, second.default).hello(), monitor(world)):
+        for client in (world.conn(), world.at(second.default).hello(), monitor(world)):
             assert client.id not in seen
             seen.add(client.id)
-            client.handle.close()
+            client.close()
 
 
 def test_time(world: World) -> None:

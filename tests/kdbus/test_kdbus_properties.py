@@ -118,7 +118,7 @@ class Walk:
             self.world.domain.expire()
         elif what == 9 and len(self.open) > 2:
             self.open.remove(client)
-            client.handle.close()
+            client.close()
         elif what == 10 and len(self.open) < 8:
             kind = number % 4
             if kind == 0:
@@ -162,7 +162,7 @@ def test_anything_at_all(steps: list[tuple[int, int, int, int]]) -> None:
         walk.step(*step)
         walk.check()
     for client in walk.open:
-        client.handle.close()
+        client.close()
     bus = walk.world.bus
     assert bus.replies.n_linked == 0
     assert [conn.holder for conn in bus.connections.values()] == [True]
@@ -198,7 +198,7 @@ def test_any_bytes(
     client = [
         world.conn,
         world.open,
-        lambda: Client(world.domain, None),
+        lambda: world.control_node(),
         lambda: world.conn(c.HELLO_MONITOR),
     ][who]()
     body = b"".join(item(kind, data) for kind, data in items)

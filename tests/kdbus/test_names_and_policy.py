@@ -17,11 +17,6 @@ ANY_CHANGE = u64(c.MATCH_ANY, 0, c.MATCH_ANY, 0)
 CHANGES = (c.ITEM_NAME_ADD, c.ITEM_NAME_REMOVE, c.ITEM_NAME_CHANGE)
 
 
-@pytest.fixture
-def world() -> World:
-    return World()
-
-
 def named(name: bytes = b"foo.act") -> bytes:
     return text(c.ITEM_DST_NAME, name)
 
@@ -145,7 +140,7 @@ def test_activator(world: World) -> None:
     # What was sent to the name goes back, what was sent to the connection stays.
     assert [activator.recv().cookie, activator.recv().cookie] == [7, 8]
     assert service.recv().cookie == 9
-    activator.handle.close()
+    activator.close()
     assert change(w) == (c.ITEM_NAME_REMOVE, activator.id, mine, 0, 0, b"foo.act")
 
 
@@ -155,7 +150,7 @@ def test_messages_go_back_when_the_owner_dies(world: World) -> None:
     service.acquire(b"foo.act")
     until = world.domain.monotonic() + 10**10
     sender.send(message(0, named(), c.EXPECT_REPLY, 7, until))
-    service.handle.close()
+    service.close()
     assert sender.try_recv() == e.EAGAIN
     assert activator.recv().cookie == 7
 
@@ -227,7 +222,7 @@ def test_policy_goes_with_its_holder(world: World) -> None:
     service = world.conn()
     service.acquire(b"foo.bar")
     assert stranger.send(message(service.id)) == 0
-    holder.handle.close()
+    holder.close()
     assert stranger.send(message(service.id)) == e.EPERM
 
 
@@ -259,7 +254,7 @@ def test_broadcasts_need_the_right_to_talk(world: World) -> None:
 
 def test_custom_endpoint_hides(world: World) -> None:
     maker, endpoint = world.endpoint()
-    inside = Client(world.domain, endpoint).hello()
+    inside = world.at(endpoint).hello()
     for kind in CHANGES:
         inside.listen(item(kind, ANY_CHANGE), cookie=kind)
     service = world.conn()
@@ -291,12 +286,12 @@ def test_custom_endpoint_hides(world: World) -> None:
 
 def test_custom_endpoint_pays_for_itself(world: World) -> None:
     _, endpoint = world.endpoint()
-    inside = Client(world.domain, endpoint).hello().handle.conn
+    inside = world.at(endpoint).hello().handle.conn
     outside = world.conn().handle.conn
     assert inside is not None
     assert outside is not None
     assert inside.user is not outside.user
-    other = Client(world.domain, endpoint, uid=1000).hello().handle.conn
+    other = world.at(endpoint, uid=1000).hello().handle.conn
     assert other is not None
     assert other.user is inside.user
 
@@ -333,9 +328,9 @@ def with_facts(client: Client, namespaces: Namespaces | None = None) -> Client:
     return client
 
 
-def test_metadata(world: World) -> None:
-    sender = with_facts(world.open()).hello(items=text(c.ITEM_DESCRIPTION, b"me"))
-    receiver = world.conn()
+def test_metadata(core: World) -> None:
+    sender = with_facts(core.open()).hello(items=text(c.ITEM_DESCRIPTION, b"me"))
+    receiver = core.conn()
     sender.acquire(b"foo.bar", ALLOW)
     sender.send(message(receiver.id))
     got = receiver.recv()
@@ -365,10 +360,10 @@ def test_only_what_was_asked_for(world: World, flag: int) -> None:
     assert receiver.recv().kinds() == ([kind] if kind != c.ITEM_SECLABEL else [])
 
 
-def test_what_a_sender_can_keep_to_itself(world: World) -> None:
+def test_what_a_sender_can_keep_to_itself(core: World) -> None:
     """Only from those who could not look it up themselves."""
-    near, far = world.conn(), with_facts(world.open(), Elsewhere()).hello()
-    sender = with_facts(world.open()).hello()
+    near, far = core.conn(), with_facts(core.open(), Elsewhere()).hello()
+    sender = with_facts(core.open()).hello()
     sender.do("UPDATE", items=item(c.ITEM_ATTACH_FLAGS_SEND, u64(0)))
     sender.send(message(near.id))
     sender.send(message(far.id))
@@ -394,10 +389,10 @@ def info(client: Client, name: str = "CONN_INFO", number: int = 0) -> list[Item]
     return items_of(client.slice(offset, size), 24)
 
 
-def test_conn_info_is_of_hello(world: World) -> None:
-    sender = with_facts(world.open()).hello()
+def test_conn_info_is_of_hello(core: World) -> None:
+    sender = with_facts(core.open()).hello()
     sender.caller = Caller(sender.creds, Facts())
-    found = {entry.kind: entry.data for entry in info(world.conn(), number=sender.id)}
+    found = {entry.kind: entry.data for entry in info(core.conn(), number=sender.id)}
     assert found[c.ITEM_PIDS] == u64(10, 11, 1)
     assert c.ITEM_TIMESTAMP not in found
 
@@ -417,13 +412,13 @@ def test_conn_info_of_an_impostor(world: World) -> None:
 
 
 def test_creator_info(world: World) -> None:
-    control = Client(world.domain, None)
+    control = world.control_node()
     with_facts(control)
     attach = item(c.ITEM_ATTACH_FLAGS_SEND, u64(c.ATTACH_CREDS | c.ATTACH_NAMES))
     bloom_size = item(c.ITEM_BLOOM_PARAMETER, u64(8, 1))
     control.do("BUS_MAKE", 1, items=text(c.ITEM_MAKE_NAME, b"0-told") + bloom_size + attach)
     bus = world.domain.buses[b"0-told"]
-    client = Client(world.domain, bus.default).hello()
+    client = world.at(bus.default).hello()
     found = {entry.kind: entry.data for entry in info(client, "BUS_CREATOR_INFO")}
     assert found == {c.ITEM_MAKE_NAME: b"0-told\0", c.ITEM_CREDS: u64(*[0] * 8)}
     assert (bus.mode, bus.default.mode) == (0o550, 0o660)

@@ -1,0 +1,125 @@
+"""Reading: frames out of sockets.
+
+Invariant: a turn of a socket is TURN frames at most, and ends where it owes something. A frame is
+handed over whole, with the descriptors and the credentials that came with it; what is no frame ends
+the socket. The descriptors of what is not handed over are closed.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from typing import Any
+
+from . import frames as f
+from .peer import Peer
+
+TURN = 32
+"""So many frames of one socket are served before others have their turn."""
+
+_ROOM = socket.CMSG_SPACE(4 * f.FDS_MAX) + socket.CMSG_SPACE(12)
+_RIGHTS = socket.SCM_RIGHTS
+_CREDENTIALS = getattr(socket, "SCM_CREDENTIALS", -1)
+_SOL = socket.SOL_SOCKET
+
+
+class Reading:
+    """What `front.Front` does to read; its attributes are the front's."""
+
+    view: memoryview
+    jobs: Any
+
+    def serve(
+        self, peer: Peer, view: memoryview, fds: Sequence[int], said: Any, lost_fds: bool
+    ) -> None:
+        raise NotImplementedError
+
+    def lose(self, peer: Peer) -> None:
+        raise NotImplementedError
+
+    def drain(self, peer: Peer) -> None:
+        """Serves what there is to read."""
+        view = self.view
+        sock = peer.sock
+        for _ in range(TURN):
+            if peer.owed or peer.dead or peer.paused is not None:
+                return
+            try:
+                n, ancillary, flags, _ = sock.recvmsg_into((view,), _ROOM)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError:
+                self.lose(peer)
+                return
+            said: Any = None
+            fds: Sequence[int] = ()
+            for level, kind, data in ancillary:
+                if kind == _CREDENTIALS:
+                    said = data
+                elif kind == _RIGHTS and level == _SOL:
+                    fds = self.numbers(data)
+            if n < f.HEAD or flags & socket.MSG_TRUNC or n != int.from_bytes(view[:4], "little"):
+                self.close_fds(fds)
+                self.lose(peer)
+                return
+            self.serve(peer, view[:n], fds, said, bool(flags & socket.MSG_CTRUNC))
+
+    def drain_stream(self, peer: Peer) -> None:
+        """The same where frames have no ends of their own."""
+        for _ in range(TURN):
+            if not self.take_apart(peer) or peer.owed or peer.dead or peer.paused is not None:
+                return
+            try:
+                # It may be long, but no longer than a frame: whole ones are served at once.
+                data, ancillary, flags, _ = peer.sock.recvmsg(f.FRAME_MAX, _ROOM)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError:
+                data, ancillary, flags = b"", [], 0
+            for level, kind, rights in ancillary:
+                if kind == _CREDENTIALS:
+                    peer.part_said = rights
+                elif kind == _RIGHTS and level == _SOL:
+                    peer.part_fds += self.numbers(rights)
+            peer.part_lost = peer.part_lost or bool(flags & socket.MSG_CTRUNC)
+            if not data or len(peer.part_fds) > f.FDS_MAX:
+                self.lose(peer)
+                return
+            peer.part += data
+        self.take_apart(peer)
+
+    def take_apart(self, peer: Peer) -> bool:
+        """Serves the whole frames of what was read; False if there are some left."""
+        part = peer.part
+        at = 0
+        left = len(part)
+        stopped = False
+        while left >= f.HEAD:
+            length = int.from_bytes(part[at : at + 4], "little")
+            if length < f.HEAD or length > f.FRAME_MAX:
+                self.lose(peer)
+                return False
+            if length > left:
+                break
+            if peer.owed or peer.paused is not None:
+                stopped = True
+                break
+            fds, peer.part_fds = peer.part_fds, []
+            lost, peer.part_lost = peer.part_lost, False
+            self.serve(peer, memoryview(part[at : at + length]), fds, peer.part_said, lost)
+            if peer.dead:
+                return False
+            at += length
+            left -= length
+        if at:
+            peer.part = part[at:]
+        return not stopped
+
+    def numbers(self, data: bytes) -> list[int]:
+        return memoryview(data)[: len(data) & ~3].cast("i").tolist()
+
+    def close_fds(self, fds: Sequence[int]) -> None:
+        for fd in fds:
+            # The last close of somebody else's file may last.
+            self.jobs.later(lambda fd=fd: os.close(fd))
