@@ -101,10 +101,14 @@ class Errno(Exception):
 def ioctl(fd: int, name: str, data: bytes) -> bytes:
     """One command, as C would give it; the command as it is afterwards."""
     buffer = ctypes.create_string_buffer(data, len(data))
-    number = uapi.BY_NAME[name].ioctl
-    if _libc.ioctl(fd, ctypes.c_ulong(number), buffer) < 0:
-        raise Errno(ctypes.get_errno())
+    ioctl_at(fd, name, ctypes.addressof(buffer))
     return buffer.raw
+
+
+def ioctl_at(fd: int, name: str, address: int) -> None:
+    number = uapi.BY_NAME[name].ioctl
+    if _libc.ioctl(fd, ctypes.c_ulong(number), ctypes.c_void_p(address)) < 0:
+        raise Errno(ctypes.get_errno())
 
 
 class Bus:

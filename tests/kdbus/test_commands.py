@@ -343,9 +343,9 @@ def _id(case: Case) -> str:
 
 
 @pytest.mark.parametrize("case", TABLE, ids=_id)
-def test_command(world: World, case: Case) -> None:
+def test_command(everywhere: World, case: Case) -> None:
     _, who, name, flags, fields, items, expected = case
-    client = who(world)
+    client = who(everywhere)
     number, data = client.ioctl(name, command(name, flags, fields, items))
     assert e.errorcode.get(number, number) == e.errorcode.get(expected, expected)
     if flags == c.NEGOTIATE:
@@ -364,9 +364,9 @@ WHO = {
 
 
 @pytest.mark.parametrize("form", uapi.FORMS, ids=lambda form: form.name)
-def test_form_of_a_command(world: World, form: Any) -> None:
+def test_form_of_a_command(everywhere: World, form: Any) -> None:
     """What is the same for all: size, alignment, items that do not fit into the command."""
-    client = WHO.get(form.name, conn)(world)
+    client = WHO.get(form.name, conn)(everywhere)
     good = command(form.name)
     assert client.ioctl(form.name, u64(form.size - 8) + good[8:])[0] == e.EINVAL
     assert client.ioctl(form.name, u64(c.CMD_MAX_SIZE + 8) + good[8:])[0] == e.EMSGSIZE
@@ -382,9 +382,9 @@ def test_form_of_a_command(world: World, form: Any) -> None:
 
 
 @pytest.mark.parametrize("form", uapi.FORMS, ids=lambda form: form.name)
-def test_negotiation(world: World, form: Any) -> None:
+def test_negotiation(everywhere: World, form: Any) -> None:
     """Unknown items are crossed out; the flags that there are go back only if they were asked for."""
-    client = WHO.get(form.name, conn)(world)
+    client = WHO.get(form.name, conn)(everywhere)
     asked = [*form.items, 0x7777]
     data = client.do(form.name, c.NEGOTIATE, items=item(c.ITEM_NEGOTIATE, u64(*asked)))
     answered = struct.unpack_from(f"<{len(asked)}Q", data, form.size + 16)
