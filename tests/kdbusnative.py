@@ -57,7 +57,7 @@ class AsUser:
         if not uid:
             _syscall(set_uid, 0, 0, -1)
         _syscall(set_groups, len(groups), (ctypes.c_uint32 * len(groups))(*groups))
-        _syscall(set_gid, -1, uid, -1)
+        _syscall(set_gid, uid, uid, -1)
         if uid:
             _syscall(set_uid, uid, uid, -1)
 
