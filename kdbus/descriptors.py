@@ -26,6 +26,14 @@ GET_SEALS = 1034
 SEALED = 0x1 | 0x2 | 0x4 | 0x8  # SEAL, SHRINK, GROW, WRITE
 
 
+def close(fd: int) -> None:
+    """Whatever its file system says to that."""
+    try:
+        os.close(fd)
+    except OSError:
+        pass
+
+
 class FdHandle:
     """A descriptor of ours that stands for a client's; the last one who holds it closes it."""
 

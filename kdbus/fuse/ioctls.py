@@ -12,7 +12,6 @@ us where the ioctl number says that the client writes it, and our answer where t
 from __future__ import annotations
 
 import errno
-import os
 import time
 from collections.abc import Callable
 
@@ -22,11 +21,11 @@ from jitney.broker.kdbus.metadata import PROCESS
 
 from .. import uapi
 from ..commands import admit, run
+from ..descriptors import FdHandle, close
 from ..request import Request
 from . import protocol as p
 from .copies import ProcessMemory
 from .crew import PATIENCE, Worker
-from .descriptors import FdHandle
 from .filesystem import Filesystem, FuseTransport, Opened
 from .pools import Store
 from ..process import ProcCaller, fatal_pending
@@ -83,7 +82,7 @@ class Ioctls:
 
     def close_fd(self, fd: int) -> None:
         # The last close of somebody else's file may last.
-        self.crew.later(lambda: os.close(fd))
+        self.crew.later(lambda: close(fd))
 
     def ioctl(
         self, me: Worker, unique: int, uid: int, gid: int, tid: int, body: memoryview

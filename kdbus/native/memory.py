@@ -17,7 +17,7 @@ from typing import Any
 
 from jitney.broker.kdbus.errors import KdbusError
 
-from ..descriptors import GET_SEALS, FdHandle, need_harmless, need_payload
+from ..descriptors import GET_SEALS, FdHandle, close, need_harmless, need_payload
 from ..request import Memory
 from .frames import OUTBOX
 from .pool import has_memfd
@@ -93,7 +93,7 @@ class FrameMemory(Memory):
 
     def close(self, fd: int) -> None:
         # The last close of somebody else's file may last.
-        self.later(lambda: os.close(fd))
+        self.later(lambda: close(fd))
 
     # The frame
 

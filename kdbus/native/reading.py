@@ -7,11 +7,11 @@ the socket. The descriptors of what is not handed over are closed.
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Sequence
 from typing import Any
 
+from ..descriptors import close
 from . import frames as f
 from .peer import Peer
 
@@ -122,4 +122,4 @@ class Reading:
     def close_fds(self, fds: Sequence[int]) -> None:
         for fd in fds:
             # The last close of somebody else's file may last.
-            self.jobs.later(lambda fd=fd: os.close(fd))
+            self.jobs.later(lambda fd=fd: close(fd))
