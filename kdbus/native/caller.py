@@ -31,6 +31,7 @@ from ..process import (
 UCRED = struct.Struct("=iII")
 NOBODY = 0xFFFF_FFFF
 OVERFLOW = 65534
+NO_CAPS = (0, 0, 0, 0)
 _PEERSEC, _PEERGROUPS = 31, 59
 
 
@@ -144,8 +145,8 @@ class SocketCaller(ProcCaller):
             facts.seclabel = self.opener.label
         facts.uids = (uid, euid, euid, euid)
         facts.gids = (gid, egid, egid, egid)
-        if uid:
-            facts.caps = None
+        if uid and facts.caps is not None:
+            facts.caps = NO_CAPS
         return facts
 
 

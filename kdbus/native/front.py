@@ -18,12 +18,13 @@ import traceback
 from typing import Any
 
 from jitney.broker.kdbus.domain import Domain
+from jitney.broker.kdbus.errors import KdbusError
 
 from ..deadlines import Deadlines
 from ..jobs import Jobs
 from ..request import Request
 from . import frames as f
-from .caller import connected
+from .caller import SocketCreds, connected
 from .lines import PATIENCE, CommandLines, Paused
 from .peer import Opened, Peer
 from .reading import TURN, Reading
@@ -163,21 +164,27 @@ class Front(Server, Reading):
             self.poll.register(node.fd, _READ)
 
     def take(self, sock: socket.socket, node: Node) -> None:
+        creds = connected(sock)
+        handle = Opened(self, self.domain, node.endpoint, creds)
+        try:
+            handle.first = self.join(sock, handle, creds)
+        except KdbusError:
+            sock.close()
+
+    def join(self, sock: socket.socket, handle: Opened, creds: SocketCreds) -> Peer:
+        """One more socket of a handle; EMFILE."""
         sock.setblocking(False)
         if hasattr(socket, "SO_PASSCRED"):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        creds = connected(sock)
         uid = creds.euid
         if self.user_sockets.get(uid, 0) >= USER_SOCKETS_MAX:
-            sock.close()
-            return
-        handle = Opened(self, self.domain, node.endpoint, creds)
+            raise KdbusError(errno.EMFILE)
         peer = Peer(self, sock, handle, creds)
-        handle.first = peer
-        handle.sockets = 1
         self.poll.register(peer.fd, _READ)
         self.peers[peer.fd] = peer
         self.user_sockets[uid] = self.user_sockets.get(uid, 0) + 1
+        handle.sockets += 1
+        return peer
 
     def rearm(self, peer: Peer) -> None:
         """It reads while it owes nothing."""
@@ -210,6 +217,7 @@ class Front(Server, Reading):
             if not peer.ending:
                 self.finish(handle)
         else:
+            handle.channels.discard(peer)
             for request in list(peer.calls.values()):
                 self.cancel(request, errno.EINTR)
 
@@ -218,6 +226,8 @@ class Front(Server, Reading):
         handle.first = None
         self.tokens.pop(handle.token, None)
         handle.close()
+        for peer in handle.channels:
+            self.doom(peer)
 
     # Cancel descriptors
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import struct
 import sys
 import traceback
@@ -22,7 +23,8 @@ from jitney.broker.kdbus.metadata import PROCESS
 from ..commands import admit, run
 from ..request import Parsed, Request
 from . import frames as f
-from .caller import SocketCaller, sender
+from .caller import SocketCaller, SocketCreds, sender
+from .channels import open_channel
 from .lines import CommandLines, Paused
 from .peer import Opened, Peer
 
@@ -50,6 +52,7 @@ class Server:
     tokens: dict[bytes, Opened]
     domain: Any
     lines: CommandLines
+    said: Any = None
 
     def __init__(self) -> None:
         self.others = {
@@ -61,6 +64,7 @@ class Server:
             f.CANCEL: self.op_cancel,
             f.GRANT: self.op_grant,
             f.POOL: self.op_pool,
+            f.CHANNEL: self.op_channel,
         }
 
     def note(self, handle: Opened) -> None:
@@ -73,6 +77,9 @@ class Server:
         raise NotImplementedError
 
     def pause(self, peer: Peer, paused: Paused, pid: int) -> bool:
+        raise NotImplementedError
+
+    def join(self, sock: socket.socket, handle: Opened, creds: SocketCreds) -> Peer:
         raise NotImplementedError
 
     def watch(self, fd: int, request: Request) -> None:
@@ -115,6 +122,7 @@ class Server:
                 other = self.others.get(op)
                 if other is None:
                     raise KdbusError(errno.ENOTTY)
+                self.said = said
                 other(peer, view, serial, flags)
             else:
                 if not caller.pid:
@@ -383,6 +391,9 @@ class Server:
         handle = self.pool_of(peer.handle)
         if not flags & f.QUIET and not peer.send(f.answer(f.POOL, serial, 0, 1), (handle,)):
             raise KdbusError(errno.EMFILE)
+
+    def op_channel(self, peer: Peer, _: memoryview, serial: int, __: int) -> None:
+        open_channel(peer, self.said, serial, self.join)
 
 
 class PoolFd:
