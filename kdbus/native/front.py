@@ -54,6 +54,7 @@ class Front(Server, Reading):
         self.news: list[Opened] = []
         self.doomed: list[Peer] = []
         self.resting: list[Node] = []
+        self.settling = []
         # In a round of ours, with the lock: what comes up is told at the end of a turn.
         self.serving = False
         self.view = memoryview(bytearray(f.FRAME_MAX))
@@ -246,7 +247,10 @@ class Front(Server, Reading):
 
     def round(self) -> None:
         try:
-            ready = self.poll.poll(0, ROUND)
+            settling = self.settling
+            if settling:
+                self.settling = []
+            ready = self.poll.poll(0, max(ROUND, len(self.peers)) if settling else ROUND)
             peers = self.peers
             with self.domain.lock:
                 self.serving = True
@@ -264,8 +268,12 @@ class Front(Server, Reading):
                             self.cancel(peer, errno.ECANCELED)
                         if self.news or self.doomed:
                             self.tell_all()
+                    for settled, serial, flags in settling:
+                        self.done(settled, f.SETTLE, serial, flags)
                 finally:
                     self.serving = False
+            if self.settling:
+                self.loop.call_soon(self.round)
         except Exception:
             # What goes wrong here must not end the loop, which has others to serve.
             traceback.print_exc(file=sys.stderr)

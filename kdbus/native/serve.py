@@ -53,6 +53,7 @@ class Server:
     domain: Any
     lines: CommandLines
     said: Any = None
+    settling: list[tuple[Peer, int, int]]
 
     def __init__(self) -> None:
         self.others = {
@@ -65,6 +66,7 @@ class Server:
             f.GRANT: self.op_grant,
             f.POOL: self.op_pool,
             f.CHANNEL: self.op_channel,
+            f.SETTLE: self.op_settle,
         }
 
     def note(self, handle: Opened) -> None:
@@ -394,6 +396,9 @@ class Server:
 
     def op_channel(self, peer: Peer, _: memoryview, serial: int, __: int) -> None:
         open_channel(peer, self.said, serial, self.join)
+
+    def op_settle(self, peer: Peer, _: memoryview, serial: int, flags: int) -> None:
+        self.settling.append((peer, serial, flags))
 
 
 class PoolFd:
