@@ -30,9 +30,7 @@ def main(words: Sequence[str]) -> int:
     options = parser.parse_args(words)
     from .fuse.daemon import Daemon
 
-    return _start(
-        "mount", options, lambda: Daemon(options.path, options.pool, options.watchdog)
-    )
+    return _start("mount", options, lambda: Daemon(options.path, options.pool, options.watchdog))
 
 
 def sockets(words: Sequence[str]) -> int:

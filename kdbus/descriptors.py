@@ -76,7 +76,7 @@ def kind_of(fd: int) -> tuple[int, int]:
 
 
 def need_payload(fd: int, start: int, size: int) -> None:
-    """Whether a memfd is sealed as kdbus asks, and has these bytes: EMEDIUMTYPE, ETXTBSY, EFAULT."""
+    """Whether a memfd is sealed as kdbus asks and has these bytes: EMEDIUMTYPE, ETXTBSY, EFAULT."""
     try:
         seals = fcntl.fcntl(fd, GET_SEALS)
     except OSError as error:

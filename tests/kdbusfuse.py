@@ -97,5 +97,3 @@ class FuseWorld(World):
     def close(self) -> None:
         for client in self.clients:
             client.close()
-
-

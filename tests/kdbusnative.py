@@ -81,7 +81,7 @@ class Waiting:
 
 
 class NativeClient(Client):
-    """An open node, over a socket. Its memory is made up; what it sends is marshalled from there."""
+    """An open node, over a socket. What it sends is marshalled from memory that is made up."""
 
     def __init__(
         self, world: Any, endpoint: Any, uid: int = 0, groups: tuple[int, ...] = (), **more: Any
@@ -333,5 +333,3 @@ class NativeWorld(World):
         for client in self.clients:
             client.release()
         shutil.rmtree(self.folder)
-
-

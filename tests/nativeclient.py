@@ -25,7 +25,8 @@ OPS = {
     "BYEBYE": 0x82, "FREE": 0x83, "CONN_INFO": 0x84, "BUS_CREATOR_INFO": 0x85, "LIST": 0x86,
     "SEND": 0x90, "RECV": 0x91, "NAME_ACQUIRE": 0xA0, "NAME_RELEASE": 0xA1, "MATCH_ADD": 0xB0,
     "MATCH_REMOVE": 0xB1, "OPEN": 0x100, "ATTACH": 0x101, "OUTBOX": 0x102, "NUMBERS": 0x103,
-    "WOKEN": 0x104, "CANCEL": 0x105, "GRANT": 0x106, "POOL": 0x107,
+    "WOKEN": 0x104, "CANCEL": 0x105, "GRANT": 0x106, "POOL": 0x107, "CHANNEL": 0x108,
+    "SETTLE": 0x109,
 }  # fmt: skip
 WAKE, MESSAGE = 0x8200, 0x8201
 OUTBOX = 1 << 63
@@ -68,7 +69,7 @@ def request(
 
 
 class Socket:
-    """One socket to a node. `pushed`: frames that nobody asked for and that are still to be read."""
+    """One socket to a node. `pushed`: frames that nobody asked for and nobody has read yet."""
 
     def __init__(self, path: Path, kind: int = socket.SOCK_SEQPACKET, wait: float = 20.0) -> None:
         self.sock = socket.socket(socket.AF_UNIX, kind)

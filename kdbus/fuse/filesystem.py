@@ -22,11 +22,11 @@ from jitney.broker.kdbus.endpoint import Endpoint
 from jitney.broker.kdbus.errors import KdbusError
 
 from ..commands import Handle
+from ..process import opener
 from . import protocol as p
 from .crew import Crew, Worker
 from .nodes import CONTROL, Node, Nodes
 from .pools import Backing, Store
-from ..process import opener
 
 READABLE = select.POLLIN | select.POLLRDNORM
 WRITABLE = select.POLLOUT | select.POLLWRNORM

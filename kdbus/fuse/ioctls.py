@@ -22,13 +22,13 @@ from jitney.broker.kdbus.metadata import PROCESS
 from .. import uapi
 from ..commands import admit, run
 from ..descriptors import FdHandle, close
+from ..process import ProcCaller, fatal_pending
 from ..request import Request
 from . import protocol as p
 from .copies import ProcessMemory
 from .crew import PATIENCE, Worker
 from .filesystem import Filesystem, FuseTransport, Opened
 from .pools import Store
-from ..process import ProcCaller, fatal_pending
 
 STUCK_MAX = 4
 PROCESS_MAX = 16

@@ -1,7 +1,7 @@
 """Channels: more sockets to a handle, for whoever holds its first one.
 
-A client sends one end of a pair of sockets; what comes back on the other is a socket of ours, so that
-nobody else ever holds our end. Unlike ATTACH this needs no token, no path and no right to the node.
+A client sends one end of a pair of sockets; what comes back on the other is a socket of ours, so
+that nobody else ever holds our end. Unlike ATTACH this needs no token, path or right to the node.
 
 Invariant: the pair is only written to if the sender of the frame made it, once and without waiting.
 """

@@ -54,8 +54,8 @@ class Opened(Handle):
     """A handle with its sockets, of which it lives as long as the `first`.
 
     `fed`: it gets messages without asking, as many as `credit` says. `told`: WAKE was sent and not
-    answered yet. `numbers`: by offset of a message, where its descriptors' numbers go. `channels`: its
-    sockets that we made."""
+    answered yet. `numbers`: by offset of a message, where its descriptors' numbers go. `channels`:
+    its sockets that we made."""
 
     def __init__(self, front: Any, domain: Domain, endpoint: Endpoint | None, creds: SocketCreds):
         super().__init__(domain, endpoint, creds)

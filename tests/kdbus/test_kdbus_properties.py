@@ -198,7 +198,7 @@ def test_any_bytes(
     client = [
         world.conn,
         world.open,
-        lambda: world.control_node(),
+        world.control_node,
         lambda: world.conn(c.HELLO_MONITOR),
     ][who]()
     body = b"".join(item(kind, data) for kind, data in items)

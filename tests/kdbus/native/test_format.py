@@ -236,7 +236,9 @@ def test_memfds_that_are_refused(bus: Bus) -> None:
     for seals in (0, 7, 11, 13, 14):
         data = message(receiver.id, memfd_item(5))
         assert sender.send(data, fds=(memfd(b"12345", seals),)).error == e.ETXTBSY
-    assert sender.send(message(receiver.id, memfd_item(6)), fds=(memfd(b"12345"),)).error == e.EFAULT
+    assert (
+        sender.send(message(receiver.id, memfd_item(6)), fds=(memfd(b"12345"),)).error == e.EFAULT
+    )
     pipe = os.pipe()[0]
     assert sender.send(message(receiver.id, memfd_item(6)), fds=(pipe,)).error == e.EMEDIUMTYPE
     assert sender.send(message(receiver.id, memfd_item(6, 0, 1)), fds=(pipe,)).error == e.EBADF
@@ -504,6 +506,14 @@ def test_end_of_a_connection(bus: Bus) -> None:
     assert refused(late.do, "ATTACH", token) == "EBADF"
 
 
+def over(peer: Socket) -> bool:
+    try:
+        peer.get()
+    except EOFError:
+        return True
+    return False
+
+
 def test_end_of_a_bus(bus: Bus, server: Any) -> None:
     second = Bus(server.path, "second")
     peer, monitor = Peer(second.path), Peer(second.path, c.HELLO_MONITOR)
@@ -511,9 +521,8 @@ def test_end_of_a_bus(bus: Bus, server: Any) -> None:
     opened.do("OPEN", struct.pack("<II", 1, 0))
     second.close()
     for one in (peer, monitor):
-        with pytest.raises(EOFError):
-            while True:
-                one.get()
+        while not over(one):
+            pass
     assert refused(opened.do, "HELLO", command("HELLO", 1, u64(0, 0, 0, 0, POOL))) == "ESHUTDOWN"
     assert not second.path.exists()
     assert not second.path.parent.exists()

@@ -120,7 +120,7 @@ def test_too_many_descriptors(server: Any, bus: Bus) -> None:
     peer = Peer(bus.path)
     fds = (0,) * 253
     assert peer.ask("LIST", command("LIST", 15), fds).error == 0
-    with pytest.raises(OSError, match="Invalid argument|Too many references"):
+    with pytest.raises(OSError, match=r"Invalid argument|Too many references"):
         peer.raw(request(0x86, command("LIST", 15)), (0,) * 254)
     items = item(c.ITEM_FDS, struct.pack("<17i", *range(17)))
     assert peer.send(message(peer.id, items), fds=fds).error == e.EMFILE
@@ -229,7 +229,9 @@ def test_closed_half_way(bus: Bus) -> None:
 def test_half_closed(bus: Bus) -> None:
     """Who says that nothing more will come, is gone."""
     peer, watcher = Peer(bus.path), Peer(bus.path)
-    watcher.do("MATCH_ADD", command("MATCH_ADD", 0, u64(1), item(c.ITEM_ID_REMOVE, u64(peer.id, 0))))
+    watcher.do(
+        "MATCH_ADD", command("MATCH_ADD", 0, u64(1), item(c.ITEM_ID_REMOVE, u64(peer.id, 0)))
+    )
     peer.sock.shutdown(socket.SHUT_WR)
     watcher.wait()
     assert watcher.recv().items[0].kind == c.ITEM_ID_REMOVE
@@ -349,7 +351,9 @@ def test_files_that_ask_their_client(bus: Bus) -> None:
             elif op == 14:
                 out = struct.pack("<QII", 1, 0, 0)
             elif op == 3:
-                attr = struct.pack("<6Q10I", 1, 9, 0, 0, 0, 0, 0, 0, 0, 0o100666, 1, 0, 0, 0, 4096, 0)
+                attr = struct.pack(
+                    "<6Q10I", 1, 9, 0, 0, 0, 0, 0, 0, 0, 0o100666, 1, 0, 0, 0, 4096, 0
+                )
                 out = struct.pack("<QII", 0, 0, 0) + attr
             else:
                 continue
@@ -431,7 +435,9 @@ def test_its_own_socket_in_its_own_pool(bus: Bus, server: Any) -> None:
     fds = item(c.ITEM_FDS, struct.pack("<i", 0))
     assert peer.send(message(peer.id, fds), fds=(peer.sock.fileno(),)).error == e.EOPNOTSUPP
     watcher = Peer(bus.path)
-    watcher.do("MATCH_ADD", command("MATCH_ADD", 0, u64(1), item(c.ITEM_ID_REMOVE, u64(peer.id, 0))))
+    watcher.do(
+        "MATCH_ADD", command("MATCH_ADD", 0, u64(1), item(c.ITEM_ID_REMOVE, u64(peer.id, 0)))
+    )
     peer.close()
     watcher.wait()
     assert watcher.recv().items[0].kind == c.ITEM_ID_REMOVE

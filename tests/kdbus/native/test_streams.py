@@ -35,7 +35,10 @@ def stream(tmp_path: Path) -> Iterator[Path]:
         items = text(c.ITEM_MAKE_NAME, name) + item(c.ITEM_BLOOM_PARAMETER, u64(64, 1))
         control.do("BUS_MAKE", command("BUS_MAKE", c.ACCESS_WORLD, items=items))
         yield running.path / name.decode() / "bus"
-        a, b = peer(running.path / name.decode() / "bus"), peer(running.path / name.decode() / "bus")
+        a, b = (
+            peer(running.path / name.decode() / "bus"),
+            peer(running.path / name.decode() / "bus"),
+        )
         assert a.say(b.id, b"are you there").error == 0
         b.wait()
         assert b.recv().payload == b"are you there"
@@ -75,7 +78,8 @@ def test_half_a_frame(stream: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "frame", [HEAD.pack(23, 0, 0, 1, 0, 0, 0), HEAD.pack(65537, 0, 0, 1, 0, 0, 0), b"GET / HTTP/1.1" * 9]
+    "frame",
+    [HEAD.pack(23, 0, 0, 1, 0, 0, 0), HEAD.pack(65537, 0, 0, 1, 0, 0, 0), b"GET / HTTP/1.1" * 9],
 )
 def test_what_is_no_frame(stream: Path, frame: bytes) -> None:
     one = peer(stream)
@@ -161,7 +165,7 @@ def test_a_file_in_place_of_a_memfd(without_memfd: None, front: Path) -> None:
     assert memory.is_tmpfs(fd)
     with pytest.raises(PermissionError):
         mmap.mmap(fd, POOL, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
-    with pytest.raises(OSError, match="Invalid argument|not permitted"):
+    with pytest.raises(OSError, match=r"Invalid argument|not permitted"):
         os.ftruncate(fd, 0)
 
 

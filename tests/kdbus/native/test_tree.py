@@ -150,5 +150,3 @@ def test_a_node_that_cannot_be_made(tmp_path: Path) -> None:
             Bus(root, "there")
         (root / f"{os.geteuid()}-there").unlink()
         assert answered(Bus(root, "there").path)
-
-
