@@ -17,6 +17,7 @@ import socket
 import struct
 import tempfile
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -184,8 +185,11 @@ class NativeClient(Client):
                 return errno.ECONNRESET, data
             assert frame.serial == serial
             if fds:
-                # Descriptors are let go of behind the answer.
+                # Descriptors are let go of behind the answer, some by threads.
                 self.ask("OPEN", struct.pack("<II", 1, 0))
+                jobs = self.world.front.jobs
+                while not jobs.jobs.empty() or jobs.jobs_idle != jobs.job_threads:
+                    time.sleep(0.001)
         if name == "HELLO" and frame.fds:
             (fd,) = frame.fds
             self.received.remove(fd)
