@@ -91,10 +91,16 @@ def admit(handle: Handle, name: str) -> tuple[int, int]:
 
 
 def run(
-    handle: Handle, caller: Caller, request: Request, finished: Callable[[Request], None]
+    handle: Handle,
+    caller: Caller,
+    request: Request,
+    finished: Callable[[Request], None],
+    admitted: bool = False,
 ) -> None:
     """Does what was fetched. Afterwards `request.error` is an errno or 0, or None where the answer
-    comes later: then `finished(request)` is called, once, with the lock held."""
+    comes later: then `finished(request)` is called, once, with the lock held.
+
+    `admitted`: the lock was held since `admit()`, so that nothing can be different now."""
     command = request.command
     if command is None or request.error:
         return
@@ -104,7 +110,8 @@ def run(
             request.envelope.finish_flags()
         return
     try:
-        admit(handle, request.form.name)
+        if not admitted:
+            admit(handle, request.form.name)
         COMMANDS[request.form.name](handle, caller, request, command, finished)
     except KdbusError as error:
         request.error = error.errno

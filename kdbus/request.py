@@ -55,24 +55,19 @@ class Memory:
 
 
 class Parsed:
-    """A command or a message: its bytes, and its items as (payload, size) by type."""
+    """A command or a message: its bytes, and its items as (payload, size) by type. `flags` are
+    those that it came with."""
 
     def __init__(self, form: Form, address: int, data: bytearray) -> None:
         self.form = form
         self.address = address
         self.data = data
+        self.flags = int(U64.unpack_from(data, FLAGS)[0])
+        self.negotiates = bool(self.flags & c.NEGOTIATE)
         self.order: list[tuple[int, int, int]] = []
         self.found: dict[int, list[tuple[int, int]]] = {}
         # What goes back: ranges of `data`.
         self.ranges: list[tuple[int, int]] = []
-
-    @property
-    def flags(self) -> int:
-        return int(U64.unpack_from(self.data, FLAGS)[0])
-
-    @property
-    def negotiates(self) -> bool:
-        return bool(self.flags & c.NEGOTIATE)
 
     def get(self, kind: int) -> bytes | None:
         """The payload of the only item of this type."""

@@ -54,7 +54,7 @@ class Front(Server, Reading):
         self.news: list[Opened] = []
         self.doomed: list[Peer] = []
         self.resting: list[Node] = []
-        self.settling = []
+        self.settling: list[tuple[Peer, int, int]] = []
         # In a round of ours, with the lock: what comes up is told at the end of a turn.
         self.serving = False
         self.view = memoryview(bytearray(f.FRAME_MAX))
@@ -239,6 +239,13 @@ class Front(Server, Reading):
         except OSError:
             pass  # out of memory: it cannot be cancelled this way
 
+    def cancelled(self, fd: int, request: Request) -> None:
+        # In the same round its number may have been another one's.
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        if poll.poll(0):
+            self.cancel(request, errno.ECANCELED)
+
     def unwatch(self, fd: int) -> None:
         if self.peers.pop(fd, None) is not None:
             self.poll.unregister(fd)
@@ -265,7 +272,7 @@ class Front(Server, Reading):
                         elif type(peer) is Node:
                             self.accept(peer)
                         elif peer is not None:
-                            self.cancel(peer, errno.ECANCELED)
+                            self.cancelled(fd, peer)
                         if self.news or self.doomed:
                             self.tell_all()
                     for settled, serial, flags in settling:

@@ -83,6 +83,8 @@ class FrameMemory(Memory):
 
     def end(self) -> None:
         """The frame is done with; so are descriptors that nobody holds."""
+        if not self.fds:
+            return
         for number, handle in zip(self.fds, self.handles, strict=True):
             if handle is None:
                 self.close(number)

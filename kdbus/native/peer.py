@@ -31,7 +31,7 @@ OWED_MAX = 4096
 
 _RIGHTS = socket.SCM_RIGHTS
 _SOL = socket.SOL_SOCKET
-_FLAGS = getattr(socket, "MSG_NOSIGNAL", 0) | socket.MSG_DONTWAIT
+_FLAGS = int(getattr(socket, "MSG_NOSIGNAL", 0) | socket.MSG_DONTWAIT)
 
 
 class NativeTransport(Transport):

@@ -22,6 +22,9 @@ _ROOM = socket.CMSG_SPACE(4 * f.FDS_MAX) + socket.CMSG_SPACE(12)
 _RIGHTS = socket.SCM_RIGHTS
 _CREDENTIALS = getattr(socket, "SCM_CREDENTIALS", -1)
 _SOL = socket.SOL_SOCKET
+# Plain numbers: those of `socket` are enums, which are slow to calculate with.
+_CLOEXEC = int(getattr(socket, "MSG_CMSG_CLOEXEC", 0))
+_TRUNC, _CTRUNC = int(socket.MSG_TRUNC), int(socket.MSG_CTRUNC)
 
 
 class Reading:
@@ -46,7 +49,7 @@ class Reading:
             if peer.owed or peer.dead or peer.paused is not None:
                 return
             try:
-                n, ancillary, flags, _ = sock.recvmsg_into((view,), _ROOM)
+                n, ancillary, flags, _ = sock.recvmsg_into((view,), _ROOM, _CLOEXEC)
             except (BlockingIOError, InterruptedError):
                 return
             except OSError:
@@ -59,11 +62,11 @@ class Reading:
                     said = data
                 elif kind == _RIGHTS and level == _SOL:
                     fds = self.numbers(data)
-            if n < f.HEAD or flags & socket.MSG_TRUNC or n != int.from_bytes(view[:4], "little"):
+            if n < f.HEAD or flags & _TRUNC or n != int.from_bytes(view[:4], "little"):
                 self.close_fds(fds)
                 self.lose(peer)
                 return
-            self.serve(peer, view[:n], fds, said, bool(flags & socket.MSG_CTRUNC))
+            self.serve(peer, view[:n], fds, said, bool(flags & _CTRUNC))
 
     def drain_stream(self, peer: Peer) -> None:
         """The same where frames have no ends of their own."""
@@ -72,7 +75,7 @@ class Reading:
                 return
             try:
                 # It may be long, but no longer than a frame: whole ones are served at once.
-                data, ancillary, flags, _ = peer.sock.recvmsg(f.FRAME_MAX, _ROOM)
+                data, ancillary, flags, _ = peer.sock.recvmsg(f.FRAME_MAX, _ROOM, _CLOEXEC)
             except (BlockingIOError, InterruptedError):
                 return
             except OSError:
@@ -82,7 +85,7 @@ class Reading:
                     peer.part_said = rights
                 elif kind == _RIGHTS and level == _SOL:
                     peer.part_fds += self.numbers(rights)
-            peer.part_lost = peer.part_lost or bool(flags & socket.MSG_CTRUNC)
+            peer.part_lost = peer.part_lost or bool(flags & _CTRUNC)
             if not data or len(peer.part_fds) > f.FDS_MAX:
                 self.lose(peer)
                 return

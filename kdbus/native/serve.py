@@ -205,7 +205,7 @@ class Server:
                 caller.gather(c.ATTACH_ALL, self.lines.get(caller.pid))
             request.fetch(memory, head, source_id, bloom_size)  # type: ignore[arg-type]
             negotiates = request.negotiates
-            run(handle, caller, request, self.finished)
+            run(handle, caller, request, self.finished, True)
         except BaseException:
             request.drop()
             raise
