@@ -187,8 +187,7 @@ class NativeClient(Client):
             if fds:
                 # Descriptors are let go of behind the answer, some by threads.
                 self.ask("OPEN", struct.pack("<II", 1, 0))
-                jobs = self.world.front.jobs
-                while not jobs.jobs.empty() or jobs.jobs_idle != jobs.job_threads:
+                while any(purse.at_it for purse in self.world.front.purses.values()):
                     time.sleep(0.001)
         if name == "HELLO" and frame.fds:
             (fd,) = frame.fds

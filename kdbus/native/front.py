@@ -10,6 +10,8 @@ One epoll set holds all sockets, and the loop watches that; a wake-up serves wha
 from __future__ import annotations
 
 import errno
+import os
+import resource
 import select
 import socket
 import sys
@@ -25,8 +27,9 @@ from ..jobs import Jobs
 from ..request import Request
 from . import frames as f
 from .caller import SocketCreds, connected
-from .lines import PATIENCE, CommandLines, Paused
+from .lines import PATIENCE, CommandLines, Paused, Stalled
 from .peer import Opened, Peer
+from .purse import Purse
 from .reading import TURN, Reading
 from .serve import Server
 from .tree import Node, Tree
@@ -51,6 +54,10 @@ class Front(Server, Reading):
         self.tokens: dict[bytes, Opened] = {}
         self.peers: dict[int, Any] = {}
         self.user_sockets: dict[int, int] = {}
+        self.purses: dict[int, Purse] = {}
+        self.room = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        # For descriptors that came with what is no frame.
+        self.strangers = Purse(self.jobs.later, self.recovered, 0)
         self.news: list[Opened] = []
         self.doomed: list[Peer] = []
         self.resting: list[Node] = []
@@ -178,14 +185,48 @@ class Front(Server, Reading):
         if hasattr(socket, "SO_PASSCRED"):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         uid = creds.euid
-        if self.user_sockets.get(uid, 0) >= USER_SOCKETS_MAX:
+        most = self.share(uid)
+        if self.user_sockets.get(uid, 0) >= min(USER_SOCKETS_MAX, most):
             raise KdbusError(errno.EMFILE)
-        peer = Peer(self, sock, handle, creds)
+        purse = self.purses.get(uid)
+        if purse is None:
+            purse = self.purses[uid] = Purse(self.jobs.later, self.recovered, most)
+        peer = Peer(self, sock, handle, creds, purse)
         self.poll.register(peer.fd, _READ)
         self.peers[peer.fd] = peer
         self.user_sockets[uid] = self.user_sockets.get(uid, 0) + 1
         handle.sockets += 1
+        if purse.full:
+            self.stall(peer)
         return peer
+
+    def share(self, uid: int) -> int:
+        """So many descriptors of ours one user may have as sockets, and as many in queues."""
+        # Where the server is a user's own, there are no others to keep out.
+        return self.room // (3 if uid == os.geteuid() else 16)
+
+    def stall(self, peer: Peer) -> None:
+        """Nothing is read from it until its user's descriptors are closed."""
+        peer.paused = Stalled()
+        purse = peer.memory.purse
+        purse.stalled.append(peer)
+        self.rearm(peer)
+        if not purse.full:
+            # It has become so just now, on its thread.
+            self.recovered(purse)
+
+    def recovered(self, purse: Purse) -> None:
+        self.call(self.go_on_all, purse)
+
+    def go_on_all(self, purse: Purse) -> None:
+        stalled, purse.stalled = purse.stalled, []
+        with self.domain.lock:
+            for peer in stalled:
+                peer.paused = None
+                self.rearm(peer)
+                if not peer.dead and peer.part:
+                    self.turn(peer)
+            self.tell_all()
 
     def rearm(self, peer: Peer) -> None:
         """It reads while it owes nothing."""
@@ -205,9 +246,9 @@ class Front(Server, Reading):
         del self.peers[peer.fd]
         self.poll.unregister(peer.fd)
         peer.close()
-        self.close_fds(peer.part_fds)
+        self.close_fds(peer.part_fds, peer)
         if peer.paused is not None:
-            self.close_fds(peer.paused.fds)
+            self.close_fds(peer.paused.fds, peer)
         uid = peer.creds.euid
         self.user_sockets[uid] -= 1
         if not self.user_sockets[uid]:

@@ -1,4 +1,4 @@
-"""Command lines of clients: read by other threads, for it may last.
+"""Command lines of clients, read by other threads, for it may last; and why a socket waits.
 
 Invariant: /proc/PID/cmdline is memory of the client, which may be another file system's or its own
 to answer for. Nobody waits for it longer than PATIENCE, a user has at most a few threads in it, and
@@ -69,6 +69,12 @@ class CommandLines:
         if len(self.kept) >= PIDS_MAX:
             self.kept.clear()
         self.kept[pid] = (time.monotonic() + KEPT, line)
+
+
+class Stalled:
+    """In place of a frame: nothing is read, for its user keeps us closing descriptors."""
+
+    fds: tuple[int, ...] = ()
 
 
 class Paused:

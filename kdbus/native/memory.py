@@ -12,15 +12,16 @@ import errno
 import fcntl
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from jitney.broker.kdbus.errors import KdbusError
 
-from ..descriptors import GET_SEALS, FdHandle, close, need_harmless, need_payload
+from ..descriptors import GET_SEALS, FdHandle, need_harmless, need_payload
 from ..request import Memory
 from .frames import OUTBOX
 from .pool import has_memfd
+from .purse import HeldFd, Purse
 
 TMPFS_MAGIC = 0x01021994
 QUICK = ("pipe:[", "anon_inode:[eventfd]")
@@ -64,10 +65,10 @@ class Lent:
 
 class FrameMemory(Memory):
     """`view` is the frame; places before `first` are the head's. `whole`: payload of the outbox
-    is copied once for all, for several are to see the same. `later` closes what may last."""
+    is copied once for all, for several are to see the same. `purse`: what descriptors count in."""
 
-    def __init__(self, later: Callable[[Callable[[], None]], None]) -> None:
-        self.later = later
+    def __init__(self, purse: Purse) -> None:
+        self.purse = purse
         self.view = memoryview(b"")
         self.first = 0
         self.fds: Sequence[int] = ()
@@ -87,15 +88,11 @@ class FrameMemory(Memory):
             return
         for number, handle in zip(self.fds, self.handles, strict=True):
             if handle is None:
-                self.close(number)
+                self.purse.close(number)
             else:
                 handle.drop()
         self.fds = ()
         self.handles = []
-
-    def close(self, fd: int) -> None:
-        # The last close of somebody else's file may last.
-        self.later(lambda: close(fd))
 
     # The frame
 
@@ -143,7 +140,9 @@ class FrameMemory(Memory):
             raise KdbusError(errno.EBADF)
         handle = self.handles[number]
         if handle is None:
-            handle = self.handles[number] = FdHandle(self.fds[number], self.close)
+            if self.purse.held >= self.purse.most:
+                raise KdbusError(errno.EMFILE)
+            handle = self.handles[number] = HeldFd(self.fds[number], self.purse)
         return handle
 
     def take_fd(self, number: int) -> FdHandle:

@@ -22,9 +22,10 @@ from jitney.broker.kdbus.endpoint import Endpoint
 from ..commands import Handle
 from ..request import Request
 from .caller import SocketCaller, SocketCreds
-from .lines import Paused
+from .lines import Paused, Stalled
 from .memory import FrameMemory
 from .pool import MappedPool
+from .purse import Purse
 
 OWED_MAX = 4096
 """Frames that a socket may be owed before it is given up."""
@@ -75,19 +76,21 @@ class Peer:
     """`calls`: synchronous SENDs that wait, by serial. `ending`: to be shut down when it has got
     what it is owed."""
 
-    def __init__(self, front: Any, sock: socket.socket, handle: Opened, creds: SocketCreds) -> None:
+    def __init__(
+        self, front: Any, sock: socket.socket, handle: Opened, creds: SocketCreds, purse: Purse
+    ) -> None:
         self.front = front
         self.sock = sock
         self.fd = sock.fileno()
         self.handle = handle
         self.creds = creds
-        self.memory = FrameMemory(front.jobs.later)
+        self.memory = FrameMemory(purse)
         self.calls: dict[int, Request] = {}
         self.owed: deque[tuple[Any, Sequence[Any]]] = deque()
         self.used = False
         self.ending = False
         self.dead = False
-        self.paused: Paused | None = None
+        self.paused: Paused | Stalled | None = None
         # Of a stream: what was read of the next frame.
         self.part = bytearray()
         self.part_fds: list[int] = []

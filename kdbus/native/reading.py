@@ -11,9 +11,9 @@ import socket
 from collections.abc import Sequence
 from typing import Any
 
-from ..descriptors import close
 from . import frames as f
 from .peer import Peer
+from .purse import Purse
 
 TURN = 32
 """So many frames of one socket are served before others have their turn."""
@@ -31,7 +31,7 @@ class Reading:
     """What `front.Front` does to read; its attributes are the front's."""
 
     view: memoryview
-    jobs: Any
+    strangers: Purse
 
     def serve(
         self, peer: Peer, view: memoryview, fds: Sequence[int], said: Any, lost_fds: bool
@@ -63,7 +63,7 @@ class Reading:
                 elif kind == _RIGHTS and level == _SOL:
                     fds = self.numbers(data)
             if n < f.HEAD or flags & _TRUNC or n != int.from_bytes(view[:4], "little"):
-                self.close_fds(fds)
+                self.close_fds(fds, peer)
                 self.lose(peer)
                 return
             self.serve(peer, view[:n], fds, said, bool(flags & _CTRUNC))
@@ -122,7 +122,8 @@ class Reading:
     def numbers(self, data: bytes) -> list[int]:
         return memoryview(data)[: len(data) & ~3].cast("i").tolist()
 
-    def close_fds(self, fds: Sequence[int]) -> None:
-        for fd in fds:
+    def close_fds(self, fds: Sequence[int], peer: Peer | None = None) -> None:
+        if fds:
             # The last close of somebody else's file may last.
-            self.jobs.later(lambda fd=fd: close(fd))
+            purse = peer.memory.purse if peer is not None else self.strangers
+            purse.close_all(fds)

@@ -84,6 +84,9 @@ class Server:
     def join(self, sock: socket.socket, handle: Opened, creds: SocketCreds) -> Peer:
         raise NotImplementedError
 
+    def stall(self, peer: Peer) -> None:
+        raise NotImplementedError
+
     def watch(self, fd: int, request: Request) -> None:
         raise NotImplementedError
 
@@ -141,6 +144,8 @@ class Server:
             error = errno.EIO
         finally:
             memory.end()
+            if fds and memory.purse.full and peer.paused is None and not peer.dead:
+                self.stall(peer)
         if error:
             peer.send(f.answer(op, serial, error))
 

@@ -213,3 +213,74 @@ def test_a_front_takes_up_what_there_is(tmp_path: Path) -> None:
     loop.close()
     assert world.domain.made is None
     assert not (tmp_path / "kdbus").exists()
+
+
+# Descriptors of ours that a user may have
+
+
+@pytest.fixture
+def world() -> Iterator[Any]:
+    import kdbusnative
+
+    if kdbusnative.why_not():
+        pytest.skip(kdbusnative.why_not())
+    made = kdbusnative.NativeWorld()
+    yield made
+    made.close()
+
+
+def test_descriptors_in_queues_have_a_limit(world: Any) -> None:
+    """Also those that kdbus does not count, for they cost it none: memfds."""
+    from kdbuskit import FakeFd
+
+    sender, receiver, other = world.conn(), world.conn(), world.conn()
+    sender.memory.fds[5] = FakeFd(b"12345678")
+    purse = world.front.purses[0]
+    purse.most = purse.held + 20
+    data = message(receiver.id, item(c.ITEM_PAYLOAD_MEMFD, struct.pack("<QQiI", 0, 8, 5, 0)) * 8)
+    assert [sender.send(data) for _ in range(3)] == [0, 0, e.EMFILE]
+    assert other.send(message(receiver.id)) == 0
+    receiver.recv()
+    assert sender.send(data) == 0
+
+
+def test_descriptors_are_not_for_programs_that_the_server_starts(world: Any) -> None:
+    import fcntl
+
+    from kdbuskit import FakeFd
+
+    sender, receiver = world.conn(), world.conn()
+    handle = sender.memory.fds[5] = FakeFd()
+    assert sender.send(message(receiver.id, item(c.ITEM_FDS, struct.pack("<i", 5)))) == 0
+    (entry,) = receiver.handle.conn.queue.entries.values()
+    (held,) = entry.fds
+    assert os.fstat(held.fd).st_ino == os.fstat(handle.real).st_ino
+    assert fcntl.fcntl(held.fd, fcntl.F_GETFD) & fcntl.FD_CLOEXEC
+
+
+def test_who_keeps_the_server_closing_is_not_read_from(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from jitney.kdbus.native import purse as module
+
+    slow, other = world.conn(), world.conn(uid=1000)
+    stay = threading.Event()
+
+    def close(fd: int) -> None:
+        stay.wait(20)
+        os.close(fd)
+
+    monkeypatch.setattr(module, "close", close)
+    monkeypatch.setattr(module, "CLOSING_MAX", 10)
+    fd = os.open("/proc/self/status", os.O_RDONLY)
+    slow.socket.ask("LIST", command("LIST", 15), (fd,) * 12)
+    serial = slow.socket.put("LIST", command("LIST", 15))
+    assert other.error("LIST", 15) == 0
+    assert slow.socket.quiet()
+    late = Socket(world.root / "control")
+    late.put("OPEN", struct.pack("<II", 1, 0))
+    assert late.quiet()
+    stay.set()
+    assert slow.socket.get().serial == serial
+    assert late.get().error == 0
+    os.close(fd)
