@@ -338,6 +338,8 @@ class Server:
         if version < 1:
             raise KdbusError(errno.EPROTONOSUPPORT)
         handle = peer.handle
+        if handle.first is None or handle.first.dead:
+            raise KdbusError(errno.ECONNRESET)
         if not handle.token:
             handle.token = os.urandom(16)
             self.tokens[handle.token] = handle

@@ -333,6 +333,16 @@ def test_channels(bus: Bus) -> None:
         more.get()
 
 
+def test_a_handle_that_is_over_gets_no_name(bus: Bus) -> None:
+    peer = Peer(bus.path)
+    more = channel_of(peer)
+    peer.do("BYEBYE", command("BYEBYE"))
+    with pytest.raises(EOFError):
+        peer.get()
+    assert refused(more.do, "OPEN", VERSION) == "ECONNRESET"
+    assert refused(more.do, "LIST", command("LIST")) == "ECONNRESET"
+
+
 def test_pairs_that_are_of_no_use(bus: Bus) -> None:
     peer = Peer(bus.path)
     assert refused(peer.do, "CHANNEL") == "EBADF"
