@@ -17,6 +17,7 @@ import socket
 import sys
 import threading
 import traceback
+from functools import partial
 from typing import Any
 
 from jitney.broker.kdbus.domain import Domain
@@ -26,15 +27,16 @@ from ..deadlines import Deadlines
 from ..jobs import Jobs
 from ..request import Request
 from . import frames as f
+from . import quick, rounds
 from .caller import SocketCreds, connected
 from .lines import PATIENCE, CommandLines, Paused, Stalled
 from .peer import Opened, Peer
 from .purse import Purse
 from .reading import TURN, Reading
 from .serve import Server
+from .sysio import Reader
 from .tree import Node, Tree
 
-ROUND = 256
 ACCEPT_MAX = 64
 ACCEPT_REST = 0.1
 USER_SOCKETS_MAX = 4096
@@ -64,19 +66,29 @@ class Front(Server, Reading):
         self.settling: list[tuple[Peer, int, int]] = []
         # In a round of ours, with the lock: what comes up is told at the end of a turn.
         self.serving = False
-        self.view = memoryview(bytearray(f.FRAME_MAX))
+        self.number = 0
+        self.whole = False
+        self.reader = Reader(bytearray(f.FRAME_MAX))
+        self.view = memoryview(self.reader.buffer)
         self.lines = CommandLines(self.jobs.later, self.call)
-        self.turn = self.drain_stream if stream else self.drain
+        self.turn = self.drain_stream if stream else partial(rounds.drain, self)
 
-    def start(self, loop: Any) -> None:
-        """Serves from now on; OSError if that cannot be."""
+    def start(self, loop: Any, waits: bool = False) -> None:
+        """Serves from now on; OSError if that cannot be. `waits`: it does a BusLoop's waiting."""
         self.loop = loop
         self.thread = threading.get_ident()
-        self.poll = select.epoll()
+        self.waits = waits
+        if waits:
+            waiter = rounds.Waiter(self)
+            self.poll = select.epoll.fromfd(os.dup(loop.adopt(waiter)))
+        else:
+            self.poll = select.epoll()
         kind = socket.SOCK_STREAM if self.stream else socket.SOCK_SEQPACKET
         try:
             self.tree = Tree(self.directory, kind, self.opened, self.closed)
         except BaseException:
+            if waits:
+                loop.release()
             self.poll.close()
             raise
         domain = self.domain
@@ -90,11 +102,15 @@ class Front(Server, Reading):
             for endpoint in list(bus.endpoints.values()):
                 if endpoint.custom:
                     self.tree.made(bus, endpoint)
-        loop.add_reader(self.poll.fileno(), self.round)
+        if not waits:
+            loop.add_reader(self.poll.fileno(), self.round)
 
     def close(self) -> None:
         """Ends all clients, and takes the sockets away."""
-        self.loop.remove_reader(self.poll.fileno())
+        if self.waits:
+            self.loop.release()
+        else:
+            self.loop.remove_reader(self.poll.fileno())
         with self.domain.lock:
             for peer in list(self.peers.values()):
                 if isinstance(peer, Peer):
@@ -295,35 +311,23 @@ class Front(Server, Reading):
 
     def round(self) -> None:
         try:
-            # Those that asked before this round; who asks in it waits for the next.
-            settling, self.settling = self.settling, []
-            ready = self.poll.poll(0, max(ROUND, len(self.peers)) if settling else ROUND)
-            peers = self.peers
-            with self.domain.lock:
-                self.serving = True
-                try:
-                    for fd, events in ready:
-                        peer = peers.get(fd)
-                        if type(peer) is Peer:
-                            if events & select.EPOLLOUT and peer.owed:
-                                self.pay(peer)
-                            else:
-                                self.turn(peer)
-                        elif type(peer) is Node:
-                            self.accept(peer)
-                        elif peer is not None:
-                            self.cancelled(fd, peer)
-                        if self.news or self.doomed:
-                            self.tell_all()
-                    for settled, serial, flags in settling:
-                        self.done(settled, f.SETTLE, serial, flags)
-                finally:
-                    self.serving = False
+            rounds.serve(self, 0)
             if self.settling:
                 self.loop.call_soon(self.round)
         except Exception:
             # What goes wrong here must not end the loop, which has others to serve.
             traceback.print_exc(file=sys.stderr)
+
+    def settled(self, peer: Peer, serial: int, flags: int) -> None:
+        self.done(peer, f.SETTLE, serial, flags)
+
+    def take_turn(self, fd: int, peer: Any) -> None:
+        if type(peer) is Peer:
+            self.turn(peer)
+        elif type(peer) is Node:
+            self.accept(peer)
+        else:
+            self.cancelled(fd, peer)
 
     def pay(self, peer: Peer) -> None:
         """It can be told more of what it is owed."""
@@ -392,24 +396,10 @@ class Front(Server, Reading):
             if not first.owed:
                 self.end(first)
         elif handle.fed:
-            self.feed(handle, first)
+            quick.feed(self, handle, first)
         elif conn.readable and not handle.told:
             handle.told = True
             first.send(f.WAKE_FRAME)
-
-    def feed(self, handle: Opened, first: Peer) -> None:
-        conn = handle.conn
-        assert conn is not None
-        while handle.credit > 0 and not first.owed and len(conn.queue):
-            received, lost = conn.recv(0, 0)
-            assert received is not None
-            handle.credit -= 1
-            flags = received.return_flags
-            handles = self.install(handle, received) if received.fds else ()
-            data = f.message(received.offset, received.size, flags, lost, len(handles))
-            if not first.send(data, handles):
-                self.uninstall(handle, received)
-                first.send(f.message(received.offset, received.size, flags | 1, lost, 0))
 
     def end(self, peer: Peer) -> None:
         """A connection is over, and its first socket has got all that it was owed."""

@@ -14,9 +14,7 @@ from typing import Any
 from . import frames as f
 from .peer import Peer
 from .purse import Purse
-
-TURN = 32
-"""So many frames of one socket are served before others have their turn."""
+from .rounds import TURN
 
 _ROOM = socket.CMSG_SPACE(4 * f.FDS_MAX) + socket.CMSG_SPACE(12)
 _RIGHTS = socket.SCM_RIGHTS
@@ -40,33 +38,6 @@ class Reading:
 
     def lose(self, peer: Peer) -> None:
         raise NotImplementedError
-
-    def drain(self, peer: Peer) -> None:
-        """Serves what there is to read."""
-        view = self.view
-        sock = peer.sock
-        for _ in range(TURN):
-            if peer.owed or peer.dead or peer.paused is not None:
-                return
-            try:
-                n, ancillary, flags, _ = sock.recvmsg_into((view,), _ROOM, _CLOEXEC)
-            except (BlockingIOError, InterruptedError):
-                return
-            except OSError:
-                self.lose(peer)
-                return
-            said: Any = None
-            fds: Sequence[int] = ()
-            for level, kind, data in ancillary:
-                if kind == _CREDENTIALS:
-                    said = data
-                elif kind == _RIGHTS and level == _SOL:
-                    fds = self.numbers(data)
-            if n < f.HEAD or flags & _TRUNC or n != int.from_bytes(view[:4], "little"):
-                self.close_fds(fds, peer)
-                self.lose(peer)
-                return
-            self.serve(peer, view[:n], fds, said, bool(flags & _CTRUNC))
 
     def drain_stream(self, peer: Peer) -> None:
         """The same where frames have no ends of their own."""
