@@ -26,6 +26,8 @@ class Domain:
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.buses: dict[bytes, Bus] = {}
+        # Those on which another front gives ids as well.
+        self.shared: list[Bus] = []
         self.user_buses: dict[Any, int] = {}
         self.user_connections: dict[Any, int] = {}
         self.last_id = 0
@@ -38,6 +40,8 @@ class Domain:
 
     def next_id(self) -> int:
         self.last_id += 1
+        for bus in self.shared:
+            bus.core.last_id = self.last_id
         return self.last_id
 
     def make_bus(
@@ -47,8 +51,9 @@ class Domain:
         flags: int,
         bloom: tuple[int, int],
         attach: int,
+        core: Any = None,
     ) -> Bus:
-        """BUS_MAKE: EINVAL, EEXIST, EMFILE."""
+        """BUS_MAKE: EINVAL, EEXIST, EMFILE. `core`: the bus that it is to be on, if there is one."""
         size, hashes = bloom
         if size < 8 or size > c.BLOOM_MAX or size % 8 or hashes < 1:
             raise KdbusError(errno.EINVAL)
@@ -59,12 +64,14 @@ class Domain:
         uid = caller.creds.uid
         if self.user_buses.get(uid, 0) >= c.USER_BUSES_MAX:
             raise KdbusError(errno.EMFILE)
-        bus = Bus(self, name, flags, bloom, attach, caller)
+        bus = Bus(self, name, flags, bloom, attach, caller, core)
         self.buses[name] = bus
         self.user_buses[uid] = self.user_buses.get(uid, 0) + 1
         return bus
 
     def bus_gone(self, bus: Bus) -> None:
+        if bus in self.shared:
+            self.shared.remove(bus)
         if self.buses.get(bus.name) is bus:
             del self.buses[bus.name]
             _less(self.user_buses, bus.creator)
