@@ -151,12 +151,12 @@ class Connection:
             if bus.foreign is not None:
                 bus.foreign.monitors_changed()
         else:
-            bus.core.last_id = bus.domain.last_id
+            bus.core.last_id = max(bus.core.last_id, bus.domain.last_id)
             try:
                 bus.core.hello(core)
             except Refused as refused:
                 raise KdbusError(errno.EMFILE) from refused
-            self.id = bus.domain.next_id()
+            self.id = bus.domain.taken(core.id)
         bus.connections[self.id] = self
         bus.wanted |= self.recv_flags
         self.endpoint.connections[self] = None

@@ -39,10 +39,14 @@ class Domain:
         self.removed: Any = None
 
     def next_id(self) -> int:
-        self.last_id += 1
+        return self.taken(self.last_id + 1)
+
+    def taken(self, number: int) -> int:
+        """A bus of the core gave this id; nobody gives it again."""
+        self.last_id = max(self.last_id, number)
         for bus in self.shared:
             bus.core.last_id = self.last_id
-        return self.last_id
+        return number
 
     def make_bus(
         self,

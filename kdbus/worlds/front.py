@@ -124,7 +124,7 @@ class Front:
     def registered(self, core: Any) -> None:
         conn = self.bus.conn_of(core)
         if conn is None:
-            self.bus.domain.last_id = max(self.bus.domain.last_id, core.id)
+            self.bus.domain.taken(core.id)
             self.classic.registered(core)
             return
         core.creds = Known(conn)
