@@ -177,7 +177,7 @@ def send(
     laid = transcode.lay(said)
     envelope = transcode.envelope_of(said)
     items = b""
-    for part in pieces if pieces is not None else laid:
+    for part in pieces if pieces is not None else filter(None, laid):
         address = client.memory.put(part)
         items += item(c.ITEM_PAYLOAD_VEC, u64(len(part), address))
     if envelope.dst_name is not None:

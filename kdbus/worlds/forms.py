@@ -118,7 +118,8 @@ def to_kdbus(
         message.add_name(msg.destination)
     message.payload_type = transcode.PAYLOAD_DBUS
     for part in laid:
-        message.add_data(part)
+        if part:
+            message.add_data(part)
     if flags & c.SIGNAL:
         message.add_bloom(0, _filter(said, bus))
     if msg.fds is not None:
