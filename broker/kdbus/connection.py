@@ -88,6 +88,8 @@ class Connection:
             raise KdbusError(errno.EINVAL)
         if self.monitor and endpoint.custom:
             raise KdbusError(errno.EOPNOTSUPP)
+        if bus.foreign is not None and not bus.foreign.admits(opener):
+            raise KdbusError(errno.EPERM)
         if not self.owner and (special or greeting.fake is not None):
             raise KdbusError(errno.EPERM)
         self.send_flags = attach_flags(greeting.attach_send)

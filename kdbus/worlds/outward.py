@@ -165,11 +165,17 @@ class Outward:
             return
         self.core.capture(msg, message.source.core, receiver.core)
 
-    # Names
+    # Who may
+
+    def admits(self, creds: Any) -> bool:
+        """The classic policy's word on HELLO."""
+        return bool(self.classic.may_connect(creds.euid))
 
     def may_own(self, conn: Any, name: bytes) -> bool:
         """The classic policy's word on NAME_ACQUIRE."""
         return name != b"org.freedesktop.DBus" and bool(conn.core.policy.may_own(name))
+
+    # Names
 
     def move_messages(self, giver: Any, new: Any, name: Any) -> None:
         """A classic connection is about to own a name whose activator has messages for it."""
