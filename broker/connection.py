@@ -36,7 +36,7 @@ class Connection:
     `send_open` and the like: see `policy.ClientPolicy`. `since`: when it said Hello; `counts`: what
     it did since, see `meter`, None if nobody counts.
 
-    `taker`: who takes what is sent to it, at once, in place of its queue: `taker(conn, msg, sender)`.
+    `taker`: takes what is sent to it, at once, in place of its queue: `taker(conn, msg, sender)`.
 
     `tracer`: what it is told of messages, if it is a monitor that wants records (`trace.Tracer`).
 

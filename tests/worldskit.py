@@ -1,4 +1,4 @@
-"""A bus with clients of both worlds, without sockets or FUSE, and what they say in sd-bus's form."""
+"""A bus with clients of both worlds, without sockets or FUSE, and what they say to each other."""
 
 from __future__ import annotations
 

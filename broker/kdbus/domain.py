@@ -24,7 +24,7 @@ class Domain:
     """Buses by name. `changed()` is called when a deadline came up that may be the next one."""
 
     def __init__(self) -> None:
-        self.lock = threading.RLock()
+        self.lock: Any = threading.RLock()
         self.buses: dict[bytes, Bus] = {}
         # Those on which another front gives ids as well.
         self.shared: list[Bus] = []
@@ -57,7 +57,7 @@ class Domain:
         attach: int,
         core: Any = None,
     ) -> Bus:
-        """BUS_MAKE: EINVAL, EEXIST, EMFILE. `core`: the bus that it is to be on, if there is one."""
+        """BUS_MAKE: EINVAL, EEXIST, EMFILE. `core`: the bus that it is on, if there is one."""
         size, hashes = bloom
         if size < 8 or size > c.BLOOM_MAX or size % 8 or hashes < 1:
             raise KdbusError(errno.EINVAL)

@@ -73,11 +73,7 @@ def connection(
         whom = None
         if entry is not None:
             whom = bus.whom(entry.owner) if entry.owner is not None else entry.activator
-        if (
-            whom is None
-            or not conn.may_see_name(caller.creds, name)
-            or number not in (0, whom.id)
-        ):
+        if whom is None or not conn.may_see_name(caller.creds, name) or number not in (0, whom.id):
             raise KdbusError(errno.ESRCH)
     elif number:
         whom = bus.connections.get(number)

@@ -5,7 +5,7 @@ through. Cookies, sender and destination are the bus's word, whatever the payloa
 be said in the other form, or would take too long to say, raises KdbusError.
 
 A translation is done at once, while nothing else moves, so what takes a step of Python for each
-value is bounded: see `MANY`. Bytes in bulk (strings, arrays of numbers) are copied, however many.
+value is bounded: see `VALUES_MAX`. Strings and arrays of numbers are copied, however long.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import errno
 import os
 from collections.abc import Iterable
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any
 
 from jitney.broker import message as classic
@@ -23,37 +22,17 @@ from jitney.broker.kdbus import constants as c
 from jitney.broker.kdbus.errors import KdbusError
 from jitney.broker.kdbus.message import DATA, FDS, MEMFD, ZEROS, Message
 
-from .. import bloom, gvariant, transcode
-from ..gvariant import Malformed, Type
+from .. import bloom, transcode
+from ..gvariant import Malformed, TooMany
 from .calls import SERIAL_MAX
 
-MANY = 512 * 1024
-"""Bytes of a body that may have a value in every other one; at about a microsecond each."""
+VALUES_MAX = 32768
+"""Values in a body, where an array of numbers is one; each takes about five microseconds."""
 
 NEVER = (1 << 63) - 1
 """A deadline, for those who wait as long as it takes."""
 
 _REPLIES = (classic.METHOD_RETURN, classic.ERROR)
-
-
-def _grows(kind: Type) -> bool:
-    """Whether a value of the type can have any number of values that are turned one by one."""
-    if kind.size:
-        return False
-    if kind.code == "a":
-        return not kind.children[0].size
-    return kind.code == "v" or any(_grows(child) for child in kind.children)
-
-
-@lru_cache(maxsize=512)
-def _may_be_many(signature: bytes) -> bool:
-    return _grows(gvariant.body_type(signature))
-
-
-def check_size(signature: bytes, size: int) -> None:
-    """E2BIG for a body that may take too long."""
-    if size > MANY and _may_be_many(signature):
-        raise KdbusError(errno.E2BIG)
 
 
 class SharedFd:
@@ -96,10 +75,11 @@ def to_kdbus(
     reply_cookie: int | None = None,
 ) -> Translated:
     """What a kdbus client gets of a classic message. `receiver` None: everybody."""
-    check_size(msg.signature, msg.body_len)
     try:
-        said = transcode.from_classic(msg, cookie, reply_cookie)
+        said = transcode.from_classic(msg, cookie, reply_cookie, values=VALUES_MAX)
         laid = transcode.lay(said)
+    except TooMany as error:
+        raise KdbusError(errno.E2BIG) from error
     except Malformed as error:
         raise KdbusError(errno.EMSGSIZE) from error
     flags = c.NO_AUTO_START if msg.flags & classic.NO_AUTO_START else 0
@@ -174,9 +154,10 @@ def to_classic(
         if not transcode.agrees(said, message.flags, message.cookie, cookie_reply):
             raise KdbusError(errno.EBADMSG)
         _check_kind(said, message.flags, cookie_reply)
-        check_size(said.signature, len(said.body))
         said = replace(said, sender=None, destination=destination)
-        data = transcode.to_classic(said, serial, cookie_reply)
+        data = transcode.to_classic(said, serial, cookie_reply, VALUES_MAX)
+    except TooMany as error:
+        raise KdbusError(errno.E2BIG) from error
     except Malformed as error:
         raise KdbusError(errno.EBADMSG) from error
     msg = classic.Message()

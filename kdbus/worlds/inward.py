@@ -18,6 +18,7 @@ from jitney.broker.errors import FAILED, Refused
 from jitney.broker.kdbus import constants as c
 from jitney.broker.kdbus.errors import KdbusError
 from jitney.broker.kdbus.metadata import Caller
+from jitney.broker.kdbus.notify import no_answer
 from jitney.broker.kdbus.reply import Reply
 from jitney.broker.message import ERROR, METHOD_CALL, METHOD_RETURN, NO_REPLY_EXPECTED, Message
 
@@ -140,12 +141,22 @@ class Inward:
         if crossed is None or not crossed.is_from(sender):
             return  # kdbus has no answers that nobody waits for
         reply = crossed.reply
+        try:
+            message = forms.to_kdbus(
+                self.bus, msg, self.guest(sender), conn, reply_cookie=reply.cookie
+            )
+        except KdbusError:
+            self.fail(crossed, errno.EREMOTEIO)
+            raise
         self.bus.replies.unlink(reply)
-        message = forms.to_kdbus(
-            self.bus, msg, self.guest(sender), conn, reply_cookie=reply.cookie
-        )
         try:
             self.bus.hand_over(reply, message, conn, None)
+        except KdbusError:
+            if reply.done is None:
+                # Nobody will answer once more; what the bus itself says has a share of its own.
+                self.bus.tell(no_answer(c.ITEM_REPLY_DEAD, conn.id, reply.cookie))
+                self.bus.flush()
+            raise
         finally:
             message.drop()
 
@@ -180,13 +191,33 @@ class Inward:
     def outside(self, msg: Message, sender: Any) -> None:
         """A classic broadcast, when all classic receivers have it."""
         try:
-            if self.bus.listeners and msg.fds is None:
+            if msg.fds is None and self.may_interest(sender):
                 self.spread(msg, sender)
         except KdbusError:
             for conn in self.bus.listeners.values():
                 conn.lose()
         except Exception:
             self.classic.log("warning", "Between two worlds: " + traceback.format_exc())
+
+    def may_interest(self, sender: Any) -> bool:
+        """Whether some match could fit, by all but bits of filters: worth a translation."""
+        for conn in self.bus.listeners.values():
+            for _, rules in conn.matches.sets:
+                for rule in rules:
+                    kind = rule.kind
+                    if kind == c.ITEM_ID:
+                        fits = rule.new in (c.MATCH_ANY, sender.id)
+                    elif kind == c.ITEM_NAME:
+                        fits = rule.name in sender.owned
+                    elif kind == c.ITEM_DST_ID:
+                        fits = rule.new == c.MATCH_ANY
+                    else:
+                        fits = kind == c.ITEM_BLOOM_MASK
+                    if not fits:
+                        break
+                else:
+                    return True
+        return False
 
     def spread(self, msg: Message, sender: Any) -> None:
         guest = self.guest(sender)

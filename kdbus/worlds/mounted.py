@@ -63,6 +63,8 @@ class Mounted:
         self.poller = poller
         self.closed = False
         self.fuse = Daemon(mount, pool, domain=domain)
+        # This process has a bus to serve: others make theirs elsewhere.
+        self.fuse.filesystem.nodes.control_mode = 0o600
         me = ProcCaller(os.getpid(), os.geteuid(), os.getegid())
         me.gather(c.ATTACH_ALL)
         self.bus = attach(
@@ -79,13 +81,18 @@ class Mounted:
         self.loop = loop
         self.lock.acquire()
         poller.lock = self.lock
-        self.fuse.start(loop, lambda: self.closed or lost())
+        self.lost = lost
+        self.fuse.start(loop, self.ended)
 
     def call(self, job: Callable[[], None]) -> None:
         try:
             self.loop.call_soon_threadsafe(job)
         except RuntimeError:
             pass  # the loop has ended, and with it the bus
+
+    def ended(self) -> None:
+        if not self.closed:
+            self.lost()
 
     def close(self) -> None:
         """Ends what is served; to be called on the classic side's thread, when its loop is over."""

@@ -42,7 +42,7 @@ class Outward:
     # To one
 
     def starter(self, message: Message) -> Any:
-        """Who takes a message to a name without an owner, or ESRCH: what the classic side starts."""
+        """Who takes a message to a name without an owner that the classic side starts, or ESRCH."""
         name = message.dst_name
         if message.flags & c.NO_AUTO_START or not self.startable(name):
             raise KdbusError(errno.ESRCH)
@@ -153,7 +153,7 @@ class Outward:
         return len(self.core.monitors) > (self.spy is not None)
 
     def overhear(self, message: Message, receiver: Any) -> None:
-        """A message from one of ours to another, for classic monitors, if it is in sd-bus's form."""
+        """A message from one of ours to another, for classic monitors, if it is sd-bus's."""
         if not self.watched():
             return
         destination = message.dst_name

@@ -328,13 +328,27 @@ def test_full_pool_is_an_error_to_the_classic_sender(shared: Shared) -> None:
 
 def test_too_many_values_are_an_error_both_ways(shared: Shared) -> None:
     classic, client = shared.classic(), shared.kdbus()
-    many = [""] * 200_000
+    many = [""] * 40_000
     tell(shared, classic, corebus.call(unique(client), 2, signature="as", values=[many]))
     assert [error_of(msg)[:2] for msg in received(classic)] == [(LIMITS_EXCEEDED, 2)]
-    said = dbus2(
-        wire.CALL, 3, destination=unique(classic), signature=b"as", values=[many], **CALL
-    )
+    said = dbus2(wire.CALL, 3, destination=unique(classic), signature=b"as", values=[many], **CALL)
     assert send(client, said) == errno.E2BIG
+    assert is_idle(shared)
+
+
+@pytest.mark.parametrize("sync", [False, True])
+@pytest.mark.parametrize("values", [[["x" * 200_000]], [["" for _ in range(40_000)]]])
+def test_answer_that_cannot_be_given(shared: Shared, sync: bool, values: list[object]) -> None:
+    """Too long for the caller's pool, or too many values: the caller waits no longer."""
+    classic = shared.classic()
+    client = shared.open().hello(pool=1 << 16)
+    call(client, unique(classic), 4, sync=sync)
+    (msg,) = received(classic)
+    tell(shared, classic, reply_to(msg, signature="as", values=values))
+    if sync:
+        assert client.answers in ([errno.ENOBUFS], [errno.EXFULL], [errno.EREMOTEIO])
+    else:
+        assert notices(client) == [(c.ITEM_REPLY_DEAD, 4)]
     assert is_idle(shared)
 
 
@@ -479,7 +493,7 @@ def test_descriptors_to_classic(shared: Shared) -> None:
     near, far = os.pipe()
     client.memory.fds[3] = RealFd(far)
     assert call(client, unique(classic), fds=(3,), signature=b"h", values=[0], n_fds=1) == 0
-    ((data, fds),) = classic.queue.runs()
+    ((_, fds),) = classic.queue.runs()
     assert len(fds) == 1
     os.write(fds[0], b"!")
     assert os.read(near, 1) == b"!"

@@ -23,8 +23,8 @@ from typing import Any
 
 import buses
 import pytest
-from kdbuskit import item, message, text, u64
-from kdbusmount import Errno, Peer, is_mounted, why_not
+from kdbuskit import Got, item, message, text, u64
+from kdbusmount import RUN, Errno, Peer, is_mounted, why_not
 from rawclient import RawClient, Received
 from worldskit import dbus2, parsed, values
 
@@ -167,6 +167,7 @@ def test_the_tree(both: Both) -> None:
     assert sorted(os.listdir(both.tree)) == [f"{uid}-user", "control"]
     status = os.stat(both.path)
     assert (status.st_uid, status.st_mode & 0o777) == (uid, 0o600)
+    assert os.stat(both.tree / "control").st_mode & 0o777 == 0o600
     a, b, d = both.classic(), both.kdbus(), both.classic()
     numbers = [int(a.unique_name[3:]), b.id, int(d.unique_name[3:])]
     assert numbers == [2, 3, 4]
@@ -183,9 +184,10 @@ def test_calls_both_ways(both: Both) -> None:
     answer = peer.hear()
     assert (answer.reply_cookie, values(answer)) == (5, [3])
     assert answer.sender == classic.unique_name.encode()
-    serial = classic.message(destination=peer.name, **CALL, signature="a{sv}", values=[{"k": ("i", 1)}])
+    given = {"k": ("i", 1)}
+    serial = classic.message(destination=peer.name, **CALL, signature="a{sv}", values=[given])
     said = peer.hear()
-    assert values(said) == [{"k": ("i", 1)}]
+    assert values(said) == [given]
     peer.reply(said, signature=b"s", values=["done"])
     assert classic.reply_to(serial).body == ["done"]
 
@@ -213,8 +215,6 @@ def test_a_synchronous_call_is_answered_by_a_socket(both: Both) -> None:
     data = peer.call(classic.unique_name.encode(), sync=True)
     server.join()
     offset, size = struct.unpack_from("<QQ", data, 32)
-    from kdbuskit import Got
-
     assert values(parsed(Got(peer.map[offset : offset + size]), peer.id)) == ["at once"]
 
 
@@ -286,9 +286,7 @@ def test_descriptors_from_kdbus(both: Both) -> None:
     items = item(c.ITEM_PAYLOAD_VEC, u64(len(buffer), ctypes.addressof(kept)))
     items += item(c.ITEM_FDS, struct.pack("<i", far))
     number = int(classic.unique_name[3:])
-    peer.send(
-        message(number, items, c.EXPECT_REPLY, 3, FAR, payload_type=transcode.PAYLOAD_DBUS)
-    )
+    peer.send(message(number, items, c.EXPECT_REPLY, 3, FAR, payload_type=transcode.PAYLOAD_DBUS))
     os.close(far)
     got = only(classic, "M")
     os.write(got.fds[0], b"through")
@@ -354,9 +352,7 @@ while (got := client.receive()) is not None:
     classic = both.classic()
     asked = classic.driver(b"ListActivatableNames")
     assert NAME.decode() in classic.reply_to(asked).body[0] or eventually(
-        lambda: (
-            NAME.decode() in classic.reply_to(classic.driver(b"ListActivatableNames")).body[0]
-        )
+        lambda: NAME.decode() in classic.reply_to(classic.driver(b"ListActivatableNames")).body[0]
     )
     peer = both.kdbus()
     peer.call(NAME, 5)
@@ -438,6 +434,31 @@ def test_fork_serves_as_well(tmp_path: Path) -> None:
 
 def test_what_cannot_be_mounted_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(RuntimeError, match="Failed to mount kdbus's file system"):
-        with buses.running([*buses.jitney_command(), f"--kdbus-mount={tmp_path}/file"]):
-            pass
+    command = [*buses.jitney_command(), f"--kdbus-mount={tmp_path}/file"]
+    with (
+        pytest.raises(RuntimeError, match="Failed to mount kdbus's file system"),
+        buses.running(command),
+    ):
+        pass
+
+
+def test_other_loops_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They do not let go of the lock while they sleep."""
+    monkeypatch.setenv("JITNEY_LOOP", "asyncio")
+    with started(tmp_path) as both:
+        assert eventually(lambda: "--kdbus-mount needs the bus's own event loop" in both.log)
+
+
+def test_what_looks_at_the_bus_sees_both(both: Both) -> None:
+    classic, peer = both.classic(), both.kdbus()
+    peer.acquire(NAME)
+    shown = subprocess.run(
+        [sys.executable, "-c", RUN, "peers", "--address", both.address],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    ).stdout
+    assert classic.unique_name in shown
+    assert peer.name.decode() in shown
+    assert NAME.decode() in shown

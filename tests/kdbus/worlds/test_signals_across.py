@@ -99,9 +99,7 @@ def wants(rule: dict[str, Any], said: dict[str, Any], senders: list[bytes]) -> b
         rule["type"] in (0, 4)
         and rule["sender"] in (None, *senders)
         and all(rule[key] in (None, said[key]) for key in ("interface", "member", "path"))
-        and (
-            space in (None, b"/", said["path"]) or bool(said["path"].startswith((space or b"") + b"/"))
-        )
+        and (space in (None, b"/", said["path"]) or said["path"].startswith(space + b"/"))
         and all(
             number < len(said["args"]) and arg_fits(kind, text, said["args"][number])
             for number, (kind, text) in rule["args"].items()
