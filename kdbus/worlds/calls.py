@@ -74,7 +74,7 @@ def errno_of(name: str, text: str) -> int:
 class Crossed:
     """The core's side of a `Reply`: `caller` waits for `callee` under `serial`.
 
-    `callee` None: a service that is still to be started, for `name`."""
+    `callee` None: a service that is still to be started, for `name`; `kept`: the core knows."""
 
     def __init__(
         self, calls: Calls, reply: Any, caller: Any, callee: Any, serial: int, name: bytes | None
@@ -85,6 +85,7 @@ class Crossed:
         self.callee = callee
         self.serial = serial
         self.name = name
+        self.kept = False
         reply.crossed = self
 
     def over(self) -> None:
@@ -150,5 +151,5 @@ class Calls:
             crossed
             for used in self.of.values()
             for crossed in used.values()
-            if crossed.callee is None and crossed.name == name
+            if crossed.callee is None and crossed.kept and crossed.name == name
         ]

@@ -88,8 +88,9 @@ class Outward:
         finally:
             if owed is not None:
                 self.bus.replies.unlink(owed)
-        if reply is not None:
+        if crossed is not None:
             self.link(reply)
+            crossed.kept = True
 
     def translate(self, message: Message, destination: bytes | None, serial: int) -> Any:
         limits = self.core.limits
@@ -116,6 +117,10 @@ class Outward:
     def dispatch_later(self, source: Any, msg: Any, crossed: Crossed | None) -> None:
         if not source.active or (crossed is not None and not crossed.reply.linked):
             return
+        if crossed is not None:
+            # It may have come without having been started.
+            crossed.callee = self.core.lookup(crossed.name)
+            crossed.kept = True
         try:
             self.dispatch(source, msg)
         except KdbusError as error:

@@ -191,7 +191,7 @@ def test_nobody_else_answers(shared: Shared) -> None:
 
 def test_refusals_are_errnos_at_once(shared: Shared) -> None:
     classic, client = shared.classic(fds=False), shared.kdbus()
-    client.memory.fds[3] = RealFd(os.open("/dev/null", os.O_RDONLY))
+    client.memory.fds[3] = RealFd(os.memfd_create("jitney-test"))
     assert call(client, b":1.999") == errno.ENXIO
     assert call(client, NAME) == errno.ESRCH
     assert call(client, b"org.freedesktop.DBus") == errno.ESRCH
@@ -478,7 +478,7 @@ def test_descriptors_to_one_who_cannot_be_given_any(shared: Shared) -> None:
     classic, client, deaf = shared.classic(), shared.kdbus(), shared.kdbus(0)
     for to in (client, deaf):
         msg = corebus.call(unique(to), 2, 1, signature="h", values=[0], n_fds=1)
-        msg.fds = FdSet([os.open("/dev/null", os.O_RDONLY)])
+        msg.fds = FdSet([os.memfd_create("jitney-test")])
         tell(shared, classic, msg)
     assert hear(client).n_fds == 1
     assert client.msg_flags == c.RECV_INCOMPLETE_FDS

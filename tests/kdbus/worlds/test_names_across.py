@@ -262,9 +262,13 @@ def test_activator_of_kdbus_takes_classic_calls(shared: Shared) -> None:
     activator, classic = shared.activator(NAME), shared.classic()
     tell(shared, classic, corebus.call(NAME, 5))
     tell(shared, classic, corebus.call(NAME, 6, 1))
+    tell(shared, classic, corebus.call(NAME, 7))
     service = shared.kdbus()
     service.acquire(NAME)
-    assert [hear(service).cookie for _ in range(2)] == [5, 6]
+    assert [hear(service).cookie for _ in range(3)] == [5, 6, 7]
+    assert answer(service, unique(classic), 7) == 0
+    assert [msg.reply_serial for msg in received(classic)] == [7]
+    assert len(shared.core.replies) == 1
     activator.handle.close()
     assert received(classic) == []
     assert answer(service, unique(classic), 5) == 0

@@ -222,7 +222,7 @@ def test_descriptors_are_not_broadcast_into_kdbus(shared: Shared) -> None:
     listen(client, Rule(type=4))
     shared.core.add_match(ear, Rule(type=4))
     msg = corebus.signal(signature="h", values=[0], n_fds=1)
-    msg.fds = FdSet([os.open("/dev/null", os.O_RDONLY)])
+    msg.fds = FdSet([os.memfd_create("jitney-test")])
     tell(shared, classic, msg)
     assert notices(client) == []
     assert len(received(ear)) == 1
