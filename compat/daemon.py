@@ -224,6 +224,13 @@ class Daemon:
         """Makes place for clients of kdbus, while we may and before anybody is told that we are."""
         if self.options.kdbus_mount is None:
             return
+        user = process.find_user(self.config.user) if self.config.user is not None else None
+        if user is not None and user[0] != os.geteuid():
+            raise DBusError(
+                FAILED,
+                f'--kdbus-mount needs a bus that stays who it is: as user "{self.config.user}" it '
+                "could not look into its clients",
+            )
         from jitney.kdbus.worlds.mounted import mount_at
 
         try:

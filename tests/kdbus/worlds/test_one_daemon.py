@@ -23,8 +23,8 @@ from typing import Any
 
 import buses
 import pytest
-from kdbuskit import Got, item, message, text, u64
-from kdbusmount import RUN, Errno, Peer, is_mounted, why_not
+from kdbuskit import Got, access, command, item, message, text, u64
+from kdbusmount import RUN, Errno, Peer, ioctl, is_mounted, why_not
 from rawclient import RawClient, Received
 from worldskit import dbus2, parsed, values
 
@@ -97,10 +97,7 @@ class Both:
         self.tree = tree
         self.address = daemon.address
         self.closing: list[Any] = []
-
-    @property
-    def path(self) -> Path:
-        return self.tree / f"{os.geteuid()}-user" / "bus"
+        self.path = tree / f"{os.geteuid()}-user" / "bus"
 
     def kdbus(self, **more: Any) -> Kdbus:
         peer = Kdbus(self.path, **more)
@@ -122,8 +119,8 @@ class Both:
 @contextmanager
 def started(tmp_path: Path, **more: Any) -> Iterator[Both]:
     tree = tmp_path / "kdbus"
-    command = [*buses.jitney_command(), f"--kdbus-mount={tree}"]
-    with buses.running(command, **more) as daemon:
+    words = [*buses.jitney_command(), f"--kdbus-mount={tree}"]
+    with buses.running(words, **more) as daemon:
         # Not a test's measure: it only makes sure that nobody waits for ever.
         killer = subprocess.Popen(
             ["sh", "-c", f"sleep 50; kill -KILL {daemon.pid}"], start_new_session=True
@@ -434,12 +431,54 @@ def test_fork_serves_as_well(tmp_path: Path) -> None:
 
 def test_what_cannot_be_mounted_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    command = [*buses.jitney_command(), f"--kdbus-mount={tmp_path}/file"]
+    words = [*buses.jitney_command(), f"--kdbus-mount={tmp_path}/file"]
     with (
         pytest.raises(RuntimeError, match="Failed to mount kdbus's file system"),
-        buses.running(command),
+        buses.running(words),
     ):
         pass
+
+
+def test_bus_that_becomes_another_user_is_refused(tmp_path: Path) -> None:
+    words = [*buses.jitney_command(), f"--kdbus-mount={tmp_path}/kdbus"]
+    with (
+        pytest.raises(RuntimeError, match="needs a bus that stays who it is"),
+        buses.running(words, extra="<user>nobody</user>"),
+    ):
+        pass
+    assert not (tmp_path / "kdbus").exists()
+
+
+def test_system_bus_and_other_users(tmp_path: Path) -> None:
+    """Who may open the bus is the file system's business, who may talk both policies'."""
+    rules = """<policy user="root"><allow own="com.example.Name"/></policy>
+    <policy context="default"><deny own="*"/>
+    <deny send_interface="com.example.I" send_member="Secret"/></policy>"""
+    with started(tmp_path, type="system", extra=rules) as both:
+        both.path = both.tree / "0-system" / "bus"
+        peer, nobody = both.kdbus(), both.classic(uid=65534)
+        peer.acquire(NAME)
+        assert denied(lambda: peer.acquire(b"com.example.Other")) == errno.EPERM
+        serial = nobody.message(destination=NAME, **CALL)
+        error = nobody.reply_to(serial)
+        assert error.error_name == "org.freedesktop.DBus.Error.AccessDenied"
+        # A policy holder of kdbus's lets everybody talk to the name.
+        holder = os.open(both.path, os.O_RDWR | os.O_CLOEXEC)
+        items = text(c.ITEM_NAME, NAME) + access(c.FOR_WORLD, c.TALK)
+        hello = command("HELLO", c.HELLO_POLICY_HOLDER, u64(0, 0, 0, 0, 4096), items)
+        ioctl(holder, "HELLO", hello)
+        nobody.message(destination=NAME, **CALL)
+        assert peer.hear().sender == nobody.unique_name.encode()
+        serial = nobody.message(destination=NAME, **(CALL | {"member": b"Secret"}))
+        error = nobody.reply_to(serial)
+        assert "Rejected send message" in error.body[0]
+        os.close(holder)
+
+
+def denied(what: Callable[[], object]) -> int:
+    with pytest.raises(Errno) as caught:
+        what()
+    return caught.value.errno
 
 
 def test_other_loops_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
