@@ -41,6 +41,6 @@ cdef class Bus(Router):
     @cython.locals(rule=Rule, owner=Connection)
     cdef drop_rules(self, Connection conn, MatchIndex index)
     @cython.locals(only=Connection, tracer=Tracer)
-    cdef find_sole(self)
+    cpdef find_sole(self)
     @cython.locals(msg=Message, tally=Tally, size=Py_ssize_t)
     cpdef bint hand(self, Connection conn, Buffer data) except -1

@@ -91,7 +91,7 @@ class Bus(Router):
             )
         self.last_id += 1
         conn.id = self.last_id
-        conn.unique_name = b":1.%d" % (self.last_id - 1)
+        conn.unique_name = b":1.%d" % (self.last_id - self.first)
         conn.field_le = sender_field(conn.unique_name, False)
         conn.state = ACTIVE
         conn.since = self.accounts.moment

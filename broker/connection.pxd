@@ -46,6 +46,7 @@ cdef class Connection:
     cdef readonly Py_ssize_t peak_fds
     cdef public Py_ssize_t peak_rules
     cdef public Py_ssize_t peak_names
+    cdef public object taker
     cdef public object tracer
     cdef public object transport
     cdef public object creds

@@ -36,6 +36,8 @@ class Connection:
     `send_open` and the like: see `policy.ClientPolicy`. `since`: when it said Hello; `counts`: what
     it did since, see `meter`, None if nobody counts.
 
+    `taker`: takes what is sent to it, at once, in place of its queue: `taker(conn, msg, sender)`.
+
     `tracer`: what it is told of messages, if it is a monitor that wants records (`trace.Tracer`).
 
     `tallies`: what it sent to single receivers and still waits there, by the receivers' user;
@@ -81,6 +83,7 @@ class Connection:
         self.peak_fds = 0
         self.peak_rules = 0
         self.peak_names = 0
+        self.taker: Any = None
         self.tracer: Any = None
         self.transport: Any = None
         self.creds: Any = None

@@ -67,6 +67,7 @@ cdef class MatchIndex:
     cdef Atom driver
     cdef uint64_t driver_key
     cdef uint64_t stamp
+    cdef public uint64_t first
     cdef list found
     cdef Message msg
     cdef Connection sender
@@ -94,4 +95,4 @@ cdef class MatchIndex:
     cdef void probe(self, Shape shape, uint64_t key) except *
 
 cdef uint64_t blend(uint64_t key, bytes text)
-cpdef uint64_t unique_id(bytes name)
+cpdef uint64_t unique_id(bytes name, uint64_t first)

@@ -219,7 +219,8 @@ class Shape:
 class MatchIndex:
     """All match rules of a bus (or all monitor filters).
 
-    `shapes` are those with rules; an empty one stays in `by_bits` unless its table has grown."""
+    `shapes` are those with rules; an empty one stays in `by_bits` unless its table has grown.
+    `first`: see `routing.Router`."""
 
     def __init__(self, atoms: Atoms) -> None:
         self.atoms = atoms
@@ -230,6 +231,7 @@ class MatchIndex:
         self.driver = atoms.intern(DRIVER_NAME)
         self.driver_key = mix(0, self.driver.number * 2 + 1)
         self.stamp = 0
+        self.first = 1
         self.found: list[Connection] = []
         self.msg: Message | None = None
         self.sender: Connection | None = None
@@ -251,7 +253,7 @@ class MatchIndex:
         if rule.sender is not None:
             bits |= S_SENDER
             if rule.sender[:1] == b":":
-                rule.sender_id = unique_id(rule.sender)
+                rule.sender_id = unique_id(rule.sender, self.first)
                 key = mix(key, rule.sender_id * 2)
             else:
                 rule.sender_atom = atoms.intern(rule.sender)
@@ -475,8 +477,9 @@ def blend(key: int, text: bytes | None) -> int:
     return mix(key, hash64(of_bytes(text), 0, len(text)) if text is not None else 1)
 
 
-def unique_id(name: bytes) -> int:
-    """The id in a unique name of this bus (":1.N"); a number nobody has for any other."""
+def unique_id(name: bytes, first: int) -> int:
+    """The id in a unique name of a bus (":1.N"; `first` is that of ":1.0"); a number nobody has for
+    any other."""
     digits = name[3:]
     if (
         name[:3] == b":1."
@@ -484,5 +487,5 @@ def unique_id(name: bytes) -> int:
         and len(digits) < 19
         and (digits[:1] != b"0" or digits == b"0")
     ):
-        return int(digits) + 1
+        return int(digits) + first
     return 0xFFFFFFFFFFFF

@@ -130,6 +130,14 @@ class Replies:
         else:
             slot.next = None
 
+    def forget(self, caller: Connection, callee: Connection, serial: int) -> bool:
+        """Nobody waits any more for what `callee` owes `caller`; whether somebody did."""
+        slot = self.find(caller, callee, serial)
+        if slot is None:
+            return False
+        self.end(slot)
+        return True
+
     def drop_caller(self, conn: Connection) -> None:
         """Nobody is left to receive what `conn` waited for."""
         if conn.calls is not None:

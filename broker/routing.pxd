@@ -31,6 +31,8 @@ cdef class Router:
     cdef Map64 table
     cdef readonly dict connections
     cdef public uint64_t last_id
+    cdef public uint64_t first
+    cdef public object outside
     cdef uint64_t last_rule
     cdef readonly list dirty
     cdef public bint flushing

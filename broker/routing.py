@@ -52,7 +52,9 @@ class Router:
 
     `dirty` holds the connections that got something queued since the front last flushed;
     `flushing`: the front is in the midst of its round and will look there before it rests.
-    `metered`: what passes is counted, see `meter`; connections take that from here."""
+    `metered`: what passes is counted, see `meter`; connections take that from here.
+    `first`: the id of ":1.0"; 0 where the number in a unique name is the id itself.
+    `outside`: told of each broadcast of a connection without `taker`, `outside(msg, sender)`."""
 
     def __init__(self, limits: Limits | None = None, front: Any = None, guid: str = "") -> None:
         self.front = front
@@ -70,6 +72,8 @@ class Router:
         self.table = Map64()
         self.connections: dict[int, Connection] = {}
         self.last_id = 0
+        self.first = 1
+        self.outside: Any = None
         self.last_rule = 0
         self.dirty: list[Connection] = []
         self.flushing = False
@@ -103,7 +107,7 @@ class Router:
 
     def find_dest(self, p, off: int, n: int) -> Connection | None:
         if p[off] == 58:
-            # ":1.N": the number is the id, less one.
+            # ":1.N": the number is the id, less `first`.
             if n < 4 or n > 22 or p[off + 1] != 49 or p[off + 2] != 46:
                 return None
             number = 0
@@ -114,7 +118,7 @@ class Router:
                 number = number * 10 + (c - 48)
             if p[off + 3] == 48 and n > 4:
                 return None
-            return self.table.get(number + 1)
+            return self.table.get(number + self.first)
         atom = self.atoms.find(p, off, n)
         if atom is None:
             return None
@@ -146,6 +150,8 @@ class Router:
             if self.monitors:
                 self.capture(msg, conn, None)
             self.broadcast(msg, conn, None)
+            if self.outside is not None and conn.taker is None:
+                self.outside(msg, conn)
             return
         dest = self.find_dest(msg.p, msg.dest_off, msg.dest_len)
         if dest is not None:
@@ -395,6 +401,7 @@ class Router:
             return
         msg = self.own
         msg.p = view(data.p, data.head, size)
+        msg.size = size
         msg.type = data.p[data.head + 1]
         msg.fields_end = 16 + load32(msg.p, 12, False)
         msg.body_off = (msg.fields_end + 7) & ~7
@@ -415,6 +422,9 @@ class Router:
         self, dest: Connection, msg: Message, sender: Connection | None, tally: Tally
     ) -> None:
         """Puts `msg` on the receiver's queue, with the sender's name in it, charged to `tally`."""
+        if dest.taker is not None:
+            dest.taker(dest, msg, sender)
+            return
         queue = dest.queue
         if self.metered and not self.flushing:
             self.look_at_clock()

@@ -19,7 +19,7 @@ from jitney.broker.policy import PolicySet
 from . import wire
 from .activation import Activator, DirectoryWatch, Settings
 from .driver import INTERFACES, Driver
-from .errors import ACCESS_DENIED, DBusError
+from .errors import ACCESS_DENIED, FAILED, DBusError
 from .front import Front, loginfo
 from .hub import Hub
 from .listen import new_guid
@@ -185,11 +185,34 @@ class BusService:
         self.watch.watch(self.watched(config))
         self.activator.use_watch(self.watch)
         self.hub.start(loop, daemon.listeners)
+        self.kdbus = self.open_to_kdbus(loop) if daemon.mount is not None else None
         self.exposition: Exposition | None = None
         if daemon.metrics:
             from .exposition import Exposition
 
             self.exposition = Exposition(self, loop, daemon.metrics, self.front.log)
+
+    def open_to_kdbus(self, loop: AbstractEventLoop) -> Any:
+        """Makes the bus one of kdbus's as well, for clients under a mount. DBusError."""
+        from jitney.kdbus.worlds.mounted import Mounted
+
+        from .loop import BusLoop
+
+        mount = self.daemon.mount
+        if not isinstance(loop, BusLoop):
+            raise DBusError(FAILED, "--kdbus-mount needs the bus's own event loop")
+        try:
+            return Mounted(
+                mount,
+                self.daemon.config.type,
+                self.bus,
+                loop,
+                self.hub.poller,
+                lambda name: name in self.activator.services.names,
+                lambda: self.log.warning("kdbus's file system was unmounted"),
+            )
+        except OSError as error:
+            raise DBusError(FAILED, f"Failed to serve kdbus's file system: {error}") from error
 
     def settings(self, config: Plain) -> Settings:
         daemon = self.daemon
@@ -222,6 +245,8 @@ class BusService:
         self.hub.flush()
 
     def close(self) -> None:
+        if self.kdbus is not None:
+            self.kdbus.close()
         if self.exposition is not None:
             self.exposition.close()
         self.watch.close()

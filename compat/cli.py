@@ -56,6 +56,8 @@ class Options:
     """Our own: the system log is systemd-journald's, and gets fields."""
     metrics: list[str] = field(default_factory=list)
     """Our own: where these numbers can be read; see `places.check`."""
+    kdbus_mount: str | None = None
+    """Our own: where the bus is a bus of kdbus as well; see docs/kdbus.md."""
 
 
 class Exit(Exception):
@@ -133,6 +135,9 @@ def _read(
         options.log_journal = True
     elif word.startswith("--metrics="):
         options.metrics.append(_place(word.partition("=")[2]))
+    elif word.startswith("--kdbus-mount="):
+        # Before a fork, after which the working directory is another one.
+        options.kdbus_mount = os.path.abspath(word.partition("=")[2])
     elif word == "--nopidfile":
         options.write_pidfile = False
     elif word in ("--system", "--session"):

@@ -16,7 +16,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from . import process, without_ssl
 from .auth import Keyring, Offer, check_mechanisms
@@ -53,7 +53,8 @@ class Daemon:
     `config`, `options`: what to do; `servers`, `listeners`: where to accept, each listener with
     its `offer` for jitney.compat.auth; `address`: all of them, as printed; `log`; `fd_limit`:
     the limit of open files we were started with, for children; `metrics`: where they are to be
-    read, each with its socket if it has one; `reload()` for ReloadConfig.
+    read, each with its socket if it has one; `mount`: kdbus's file system, not served yet, or None;
+    `reload()` for ReloadConfig.
     """
 
     config: Plain
@@ -64,6 +65,7 @@ class Daemon:
         self.address = ""
         self.log = Log()
         self.metrics: list[tuple[str, socket.socket | None]] = []
+        self.mount: Any = None
         self.fd_limit: Limit | None = None
         self.service: Service | None = None
         self._build = build
@@ -92,6 +94,7 @@ class Daemon:
             build = self._imports()  # meanwhile
             self._configure(reading.result())
             self._listen()
+            self._mount()
             self._print_address()
             self._become_daemon()
             self._drop_privileges()
@@ -217,6 +220,24 @@ class Daemon:
 
         return build
 
+    def _mount(self) -> None:
+        """Makes place for clients of kdbus, while we may and before anybody is told that we are."""
+        if self.options.kdbus_mount is None:
+            return
+        user = process.find_user(self.config.user) if self.config.user is not None else None
+        if user is not None and user[0] != os.geteuid():
+            raise DBusError(
+                FAILED,
+                f'--kdbus-mount needs a bus that stays who it is: as user "{self.config.user}" it '
+                "could not look into its clients",
+            )
+        from jitney.kdbus.worlds.mounted import mount_at
+
+        try:
+            self.mount = mount_at(self.options.kdbus_mount)
+        except OSError as error:
+            raise DBusError(FAILED, f"Failed to mount kdbus's file system: {error}") from error
+
     def _print_address(self) -> None:
         fd = self.options.print_address
         if fd is not None:
@@ -274,6 +295,8 @@ class Daemon:
     def _clean_up(self) -> None:
         for server in self.servers:
             server.close()
+        if self.mount is not None:
+            self.mount.close()
         for place, sock in self.metrics:
             from .places import forget
 

@@ -26,7 +26,7 @@ cdef class Hub:
     cdef readonly Bus bus
     cdef readonly Front front
     cdef public object loop
-    cdef Poller poller
+    cdef readonly Poller poller
     cdef Intake intake
     cdef Outlet outlet
     cdef Buffer buffer

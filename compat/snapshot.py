@@ -69,7 +69,7 @@ def peer(conn: Connection, bus: Bus, moment: int) -> Record:
         "queued_fds": queue.n_fds,
         "queued_us": max(0, moment - oldest) if oldest else 0,
         "peak_bytes": conn.peak_size,
-        "held": transport is not None and transport.held,
+        "held": bool(getattr(transport, "held", False)),
         "calls": conn.n_calls,
         "owes": conn.n_owes,
         "owes_us": max(0, moment - owed) if owed else 0,

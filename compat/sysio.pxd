@@ -30,6 +30,7 @@ cdef class Poller:
     cdef void* events
     cdef int capacity
     cdef bint shared
+    cdef public object lock
     cpdef void close(self) noexcept
     cpdef int fileno(self)
     cdef int add(self, int fd) except -2
@@ -37,5 +38,6 @@ cdef class Poller:
     cdef int remove(self, int fd) except -2
     cdef int wait(self, int timeout) except -2
     cdef int spin(self, int microseconds) except -2
+    cdef int wait_without(self, int timeout) except -2
     cdef int fd_at(self, int i)
     cdef int events_at(self, int i)

@@ -13,6 +13,7 @@ import select
 import socket
 import time
 from collections.abc import Iterable
+from typing import Any
 
 COMPILED = False
 
@@ -184,12 +185,14 @@ def send_one(fd: int, p: bytes | bytearray, off: int, n: int) -> int:
 
 class Poller:
     """A level-triggered epoll set: a private one, itself watched by the event loop, or, with
-    `shared` its descriptor, the event loop's own."""
+    `shared` its descriptor, the event loop's own. `lock`: let go of while we sleep, see
+    `jitney.kdbus.worlds.lock`; None where there are no other threads."""
 
     def __init__(self, shared: int = -1) -> None:
         self.shared = shared >= 0
         self.epoll = select.epoll.fromfd(os.dup(shared)) if self.shared else select.epoll()
         self.ready: list[tuple[int, int]] = []
+        self.lock: Any = None
 
     def close(self) -> None:
         self.epoll.close()
@@ -222,15 +225,22 @@ class Poller:
     def wait(self, timeout: int) -> int:
         """How many descriptors are ready within `timeout` milliseconds (-1: however long it takes);
         -1 if a signal came first."""
+        if self.lock is not None:
+            self.lock.release()
         try:
             self.ready = self.epoll.poll(-1 if timeout < 0 else timeout / 1000, 256)
         except OSError:
             self.ready = []
             return -1
+        finally:
+            if self.lock is not None:
+                self.lock.retake()
         return len(self.ready)
 
     def spin(self, microseconds: int) -> int:
-        """wait() without going to sleep, for so long."""
+        """wait() without going to sleep, for so long; not at all where others want the lock."""
+        if self.lock is not None:
+            return self.wait(0)
         until = now() + microseconds
         while True:
             n = self.wait(0)

@@ -249,7 +249,8 @@ cdef Py_ssize_t send_one(int fd, const uint8_t* p, Py_ssize_t off, Py_ssize_t n)
 
 cdef class Poller:
     """A level-triggered epoll set: a private one, itself watched by the event loop, or, with
-    `shared` its descriptor, the event loop's own."""
+    `shared` its descriptor, the event loop's own. `lock`: let go of while we sleep, see
+    `jitney.kdbus.worlds.lock`; None where there are no other threads."""
 
     def __cinit__(self, int shared=-1):
         self.capacity = 256
@@ -294,6 +295,8 @@ cdef class Poller:
         """How many descriptors are ready within `timeout` milliseconds (-1: however long it takes);
         -1 if a signal came first."""
         cdef int n
+        if self.lock is not None:
+            return self.wait_without(timeout)
         if timeout == 0:
             n = epoll_wait(self.epfd, <epoll_event*>self.events, self.capacity, 0)
         else:
@@ -301,9 +304,21 @@ cdef class Poller:
                 n = epoll_wait(self.epfd, <epoll_event*>self.events, self.capacity, timeout)
         return n if n >= 0 else -1
 
+    cdef int wait_without(self, int timeout) except -2:
+        cdef int n
+        self.lock.release()
+        try:
+            with nogil:
+                n = epoll_wait(self.epfd, <epoll_event*>self.events, self.capacity, timeout)
+        finally:
+            self.lock.retake()
+        return n if n >= 0 else -1
+
     cdef int spin(self, int microseconds) except -2:
-        """wait() without going to sleep, for so long."""
+        """wait() without going to sleep, for so long; not at all where others want the lock."""
         cdef int n = 0
+        if self.lock is not None:
+            return self.wait_without(0)
         cdef int64_t until = 0
         cdef int64_t t
         while n <= 0:

@@ -45,6 +45,10 @@ class Malformed(ValueError):
     """These bytes are not what they claim to be, or more than they may be."""
 
 
+class TooMany(Malformed):
+    """More values than whoever asked for the translation has time for."""
+
+
 class Type:
     """One complete type, and where its values lie in both forms.
 
@@ -241,13 +245,19 @@ def members(kind: Type, data: bytes, start: int, end: int) -> Iterator[tuple[Typ
 class _Reader:
     """Appends what it reads to `out`, in D-Bus 1 marshalling."""
 
-    def __init__(self, data: bytes, big: bool, big_out: bool, limit: int) -> None:
+    def __init__(self, data: bytes, big: bool, big_out: bool, limit: int, values: int) -> None:
         self.data = data
         self.big_out = big_out
         self.swap = big != big_out
         self.word = ">I" if big_out else "<I"
         self.limit = limit
+        self.left = values
         self.out = bytearray()
+
+    def spend(self, steps: int) -> None:
+        self.left -= steps
+        if self.left < 0:
+            raise TooMany("too many values to be translated at once")
 
     def room(self, more: int) -> None:
         if len(self.out) + more > self.limit:
@@ -283,6 +293,7 @@ class _Reader:
     def value(self, kind: Type, start: int, end: int, depth: int) -> None:
         if depth + kind.height > _MAX_DEPTH:
             raise Malformed("too many nested containers")
+        self.spend(1)
         out = self.out
         out += bytes(-len(out) & (kind.old_align - 1))
         if kind.size:
@@ -295,6 +306,7 @@ class _Reader:
             self.array(kind.children[0], start, end, depth)
         elif code == "v":
             signature, stop = variant_of(self.data, start, end)
+            self.spend(len(signature))
             child = single_type(signature)
             out.append(len(signature))
             out += signature + b"\0"
@@ -355,14 +367,17 @@ def to_classic(
     big: bool = NATIVE_BIG,
     big_out: bool = NATIVE_BIG,
     limit: int = MAX_MESSAGE,
+    values: int = MAX_MESSAGE,
 ) -> bytes:
-    """The D-Bus 1 body for the struct of this signature that `data` is in GVariant."""
+    """The D-Bus 1 body for the struct of this signature that `data` is in GVariant.
+
+    TooMany where it has more `values` than that, arrays of fixed size counted as one each."""
     kind = body_type(signature)
     if not kind.children:
         if data != b"\0":
             raise Malformed("empty body that is not one zero byte")
         return b""
-    reader = _Reader(data, big, big_out, limit)
+    reader = _Reader(data, big, big_out, limit, values)
     # The body's own struct is none in D-Bus, so its depth does not count.
     reader.value(kind, 0, len(data), -1)
     return bytes(reader.out)
@@ -374,16 +389,22 @@ def to_classic(
 class _Writer:
     """Appends what it reads of D-Bus 1 marshalling to `out`, as GVariant."""
 
-    def __init__(self, data: bytes, big: bool, big_out: bool, limit: int) -> None:
+    def __init__(self, data: bytes, big: bool, big_out: bool, limit: int, values: int) -> None:
         self.data = data
         self.big = big
         self.swap = big != big_out
         self.word = ">I" if big else "<I"
         self.limit = limit
+        self.left = values
         self.out = bytearray()
 
     def skip(self, pos: int, align: int) -> int:
         return skip(self.data, pos, align, len(self.data))
+
+    def spend(self, steps: int) -> None:
+        self.left -= steps
+        if self.left < 0:
+            raise TooMany("too many values to be translated at once")
 
     def room(self, more: int) -> None:
         if len(self.out) + more > self.limit:
@@ -430,6 +451,7 @@ class _Writer:
         """Where the value that begins at `pos`, after padding, ends."""
         if depth + kind.height > _MAX_DEPTH:
             raise Malformed("too many nested containers")
+        self.spend(1)
         pos = self.skip(pos, kind.old_align)
         out = self.out
         out += bytes(-len(out) & (kind.align - 1))
@@ -454,6 +476,7 @@ class _Writer:
         if pos > len(self.data) or self.data[pos - 1] or 0 in text:
             raise Malformed("string that does not end where it says")
         if code == "v":
+            self.spend(size)
             pos = self.value(single_type(text), pos, depth + 1)
             out.append(0)
             out += text
@@ -512,10 +535,11 @@ def from_classic(
     big: bool = NATIVE_BIG,
     big_out: bool = NATIVE_BIG,
     limit: int = MAX_MESSAGE,
+    values: int = MAX_MESSAGE,
 ) -> bytes:
-    """The struct in GVariant for a D-Bus 1 body of this signature."""
+    """The struct in GVariant for a D-Bus 1 body of this signature; TooMany as `to_classic()`."""
     kind = body_type(signature)
-    writer = _Writer(body, big, big_out, limit)
+    writer = _Writer(body, big, big_out, limit, values)
     end = 0
     if not kind.children:
         writer.out.append(0)

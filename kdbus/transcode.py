@@ -171,11 +171,12 @@ def from_classic(
     cookie: int | None = None,
     reply_cookie: int | None = None,
     big: bool = NATIVE_BIG,
+    values: int = MAX_MESSAGE,
 ) -> Dbus2Message:
     """The same message for kdbus clients; cookies in place of its serials, if they are given.
 
     What is no method call says that it expects no reply, as clients of kdbus compare that with
-    whether it is awaited. Malformed only if it is too long there."""
+    whether it is awaited. Malformed only if it is too long there, or has more `values`."""
     flags = msg.flags
     if msg.type != core.METHOD_CALL:
         flags |= core.NO_REPLY_EXPECTED
@@ -191,7 +192,7 @@ def from_classic(
         error_name=msg.error_name,
         destination=msg.destination,
         signature=msg.signature,
-        body=gvariant.from_classic(msg.signature, msg.body(), msg.big_endian, big),
+        body=gvariant.from_classic(msg.signature, msg.body(), msg.big_endian, big, values=values),
         n_fds=msg.n_fds,
         big=big,
     )
@@ -312,7 +313,10 @@ def _check(msg: Dbus2Message) -> None:
 
 
 def to_classic(
-    msg: Dbus2Message, serial: int | None = None, reply_serial: int | None = None
+    msg: Dbus2Message,
+    serial: int | None = None,
+    reply_serial: int | None = None,
+    values: int = MAX_MESSAGE,
 ) -> bytes:
     """The same message in D-Bus 1, little-endian; serials in place of its cookies, if given."""
     serial = msg.cookie if serial is None else serial
@@ -331,7 +335,7 @@ def to_classic(
         sender=msg.sender,
         reply_serial=reply_serial,
         signature=msg.signature.decode("ascii"),
-        body=gvariant.to_classic(msg.signature, msg.body, msg.big, False),
+        body=gvariant.to_classic(msg.signature, msg.body, msg.big, False, values=values),
         n_fds=msg.n_fds,
     )
     if len(data) > MAX_MESSAGE:

@@ -5,9 +5,9 @@ well, with the same id; monitors are not, for nobody else may know of them. What
 becomes notifications, which `flush()` sends when the command that caused them is done.
 
 Two worlds on one bus: whoever is on `core` without being one of ours (`is_own`) belongs to another
-front. `foreign` is told of messages for such a one and of broadcasts; `next` gets what the core
-reports, too. Both are None where there is only kdbus. The other front calls `flush()` when it has
-done something that the core reported.
+front. `foreign` stands for it (see `jitney.kdbus.worlds`); `next` gets what the core reports, too.
+Both are None where there is only kdbus. A notification that the core's report became is then sent
+at once, so that it has its place among the messages.
 """
 
 from __future__ import annotations
@@ -119,6 +119,13 @@ class Bus(Routing):
         conn = core.transport
         return conn if isinstance(conn, Connection) else None
 
+    def whom(self, core: Core) -> Any:
+        """Our connection, or what stands for one of another front; None if there is no other."""
+        conn = self.conn_of(core)
+        if conn is None and self.foreign is not None:
+            return self.foreign.guest(core)
+        return conn
+
     # Notifications
 
     def tell(self, notice: Message) -> None:
@@ -157,6 +164,7 @@ class Bus(Routing):
             kind = c.ITEM_ID_ADD if new is not None else c.ITEM_ID_REMOVE
             self.tell(id_change(kind, core.id, conn.flags if conn is not None else 0))
         if self.next is not None:
+            self.flush()
             self.next.name_owner_changed(text, old, new)
 
     def name_lost(self, conn: Core, text: bytes) -> None:
@@ -172,17 +180,15 @@ class Bus(Routing):
             self.next.name_owned(conn, text)
 
     def registered(self, conn: Core) -> None:
-        if self.next is not None and self.conn_of(conn) is None:
+        if self.next is not None:
             self.next.registered(conn)
 
     def no_reply(self, caller: Core, serial: int, text: str) -> None:
-        if self.next is not None:
-            self.next.no_reply(caller, serial, text)
+        """Of calls between connections of ours the core knows nothing."""
 
-    def log(self, level: str, text: str) -> None:
+    def log(self, level: str, text: str, *_: Any, **__: Any) -> None:
         if self.next is not None:
             self.next.log(level, text)
 
     def wake(self) -> None:
-        if self.next is not None:
-            self.next.wake()
+        """Nobody of ours has a queue in the core."""

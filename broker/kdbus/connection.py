@@ -88,6 +88,8 @@ class Connection:
             raise KdbusError(errno.EINVAL)
         if self.monitor and endpoint.custom:
             raise KdbusError(errno.EOPNOTSUPP)
+        if bus.foreign is not None and not bus.foreign.admits(opener):
+            raise KdbusError(errno.EPERM)
         if not self.owner and (special or greeting.fake is not None):
             raise KdbusError(errno.EPERM)
         self.send_flags = attach_flags(greeting.attach_send)
@@ -114,7 +116,9 @@ class Connection:
         payer = self.payer()
         bus.domain.count_connection(payer)
         self.account = payer
-        self.user = bus.core.accounts.user(payer)
+        # What stands for a user is nobody in the classic world.
+        shown = opener.uid if endpoint.custom and bus.foreign is not None else payer
+        self.user = bus.core.accounts.user(shown)
         try:
             self.pool = Pool(greeting.pool_size, transport.memory(greeting.pool_size))
             self.connect(name, greeting, caller)
@@ -139,21 +143,22 @@ class Connection:
 
     def connect(self, name: bytes | None, greeting: Greeting, caller: Caller) -> None:
         bus = self.bus
-        core = bus.core.connect(self.account)
+        core = bus.core.connect(self.user.uid)
         core.transport = self
         self.core = core
         self.names_held: dict[bytes, Any] = core.names
         if self.monitor:
             self.id = bus.domain.next_id()
             bus.monitors[self.id] = self
+            if bus.foreign is not None:
+                bus.foreign.monitors_changed()
         else:
-            # Another front on the same bus gives ids as well.
             bus.core.last_id = max(bus.core.last_id, bus.domain.last_id)
             try:
                 bus.core.hello(core)
             except Refused as refused:
                 raise KdbusError(errno.EMFILE) from refused
-            self.id = bus.domain.last_id = core.id
+            self.id = bus.domain.taken(core.id)
         bus.connections[self.id] = self
         bus.wanted |= self.recv_flags
         self.endpoint.connections[self] = None
@@ -186,7 +191,8 @@ class Connection:
         bus.installers -= self.installs
         bus.policy.drop(self)
         del bus.connections[self.id]
-        bus.monitors.pop(self.id, None)
+        if bus.monitors.pop(self.id, None) is not None and bus.foreign is not None:
+            bus.foreign.monitors_changed()
         bus.listeners.pop(self.id, None)
         self.endpoint.connections.pop(self, None)
         if not self.monitor:
@@ -399,6 +405,10 @@ class Connection:
         if self.owner or creds.euid == whom.creds.uid:
             return True
         return self._any(self.bus.policy, creds, whom, c.TALK)
+
+    def may_reach(self, whom: Any) -> bool:
+        """Whether its custom endpoint lets it talk to one of another front."""
+        return self._any(self.endpoint.policy, self.creds, whom, c.TALK)
 
     def may_see_name(self, creds: Creds | None, name: bytes) -> bool:
         """By default all see all; a custom endpoint shows what its policy says."""

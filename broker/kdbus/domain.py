@@ -27,8 +27,10 @@ class Domain:
     for the bus itself; what `made` raises, makes it undone."""
 
     def __init__(self) -> None:
-        self.lock = threading.RLock()
+        self.lock: Any = threading.RLock()
         self.buses: dict[bytes, Bus] = {}
+        # Those on which another front gives ids as well.
+        self.shared: list[Bus] = []
         self.user_buses: dict[Any, int] = {}
         self.user_connections: dict[Any, int] = {}
         self.last_id = 0
@@ -41,8 +43,14 @@ class Domain:
         self.removed: Any = None
 
     def next_id(self) -> int:
-        self.last_id += 1
-        return self.last_id
+        return self.taken(self.last_id + 1)
+
+    def taken(self, number: int) -> int:
+        """A bus of the core gave this id; nobody gives it again."""
+        self.last_id = max(self.last_id, number)
+        for bus in self.shared:
+            bus.core.last_id = self.last_id
+        return number
 
     def make_bus(
         self,
@@ -51,8 +59,9 @@ class Domain:
         flags: int,
         bloom: tuple[int, int],
         attach: int,
+        core: Any = None,
     ) -> Bus:
-        """BUS_MAKE: EINVAL, EEXIST, EMFILE."""
+        """BUS_MAKE: EINVAL, EEXIST, EMFILE. `core`: the bus that it is on, if there is one."""
         size, hashes = bloom
         if size < 8 or size > c.BLOOM_MAX or size % 8 or hashes < 1:
             raise KdbusError(errno.EINVAL)
@@ -63,7 +72,7 @@ class Domain:
         uid = caller.creds.uid
         if self.user_buses.get(uid, 0) >= c.USER_BUSES_MAX:
             raise KdbusError(errno.EMFILE)
-        bus = Bus(self, name, flags, bloom, attach, caller)
+        bus = Bus(self, name, flags, bloom, attach, caller, core)
         self.buses[name] = bus
         self.user_buses[uid] = self.user_buses.get(uid, 0) + 1
         if self.made is not None:
@@ -75,6 +84,8 @@ class Domain:
         return bus
 
     def bus_gone(self, bus: Bus) -> None:
+        if bus in self.shared:
+            self.shared.remove(bus)
         if self.buses.get(bus.name) is bus:
             del self.buses[bus.name]
             _less(self.user_buses, bus.creator)

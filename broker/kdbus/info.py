@@ -39,6 +39,8 @@ def listing(conn: Any, flags: int, caller: Caller) -> tuple[int, int]:
     bus = conn.bus
     others = list(bus.core.connections.values())
     for core in others:
+        if core.monitor:
+            continue
         other = bus.conn_of(core)
         number = core.id
         kind = other.flags if other is not None else 0
@@ -70,15 +72,13 @@ def connection(
         entry = bus.core.names.get(name)
         whom = None
         if entry is not None:
-            whom = bus.conn_of(entry.owner) if entry.owner is not None else entry.activator
-        if (
-            not bus.is_own(whom)
-            or not conn.may_see_name(caller.creds, name)
-            or number not in (0, whom.id)
-        ):
+            whom = bus.whom(entry.owner) if entry.owner is not None else entry.activator
+        if whom is None or not conn.may_see_name(caller.creds, name) or number not in (0, whom.id):
             raise KdbusError(errno.ESRCH)
     elif number:
         whom = bus.connections.get(number)
+        if whom is None and number in bus.core.connections:
+            whom = bus.whom(bus.core.connections[number])
         if whom is None or not conn.may_see(caller.creds, whom):
             raise KdbusError(errno.ENXIO)
     else:

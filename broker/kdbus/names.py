@@ -31,6 +31,8 @@ class Names:
         """Asks for a name; what became of it as flags, or EPERM, E2BIG, EEXIST."""
         if not conn.may_own(creds, text):
             raise KdbusError(errno.EPERM)
+        if self.bus.foreign is not None and not self.bus.foreign.may_own(conn, text):
+            raise KdbusError(errno.EPERM)
         core = conn.core
         name = self.registry.get(text)
         claim = name.find(core) if name is not None else None
@@ -128,7 +130,7 @@ class Names:
             giver = activator if old is None else self.bus.conn_of(old)
             taker = activator if new is None else self.bus.conn_of(new)
             if giver is not taker and activator in (giver, taker):
-                self.bus.move_messages(giver, taker, name)
+                self.bus.move_messages(giver, taker, name, new)
         if old_id == 0:
             kind = c.ITEM_NAME_ADD
         else:

@@ -22,7 +22,9 @@ from .errors import KdbusError
 class Reply:
     """`callee` owes `caller` an answer to the message with this cookie."""
 
-    __slots__ = ("callee", "caller", "cookie", "deadline", "done", "linked", "name", "queued")
+    __slots__ = (
+        "callee", "caller", "cookie", "crossed", "deadline", "done", "linked", "name", "queued",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -42,6 +44,8 @@ class Reply:
         self.deadline = deadline
         self.name = name
         self.done = done
+        # What another front knows of it; its `over()` is called when nobody waits any more.
+        self.crossed: Any = None
         self.linked = False
         self.queued = False
 
@@ -90,6 +94,8 @@ class Replies:
             del waiting[reply.cookie]
         reply.callee.owed.pop(reply, None)
         reply.settle()
+        if reply.crossed is not None:
+            reply.crossed.over()
 
     def find(self, callee: Any, caller: Any, cookie: int) -> Reply | None:
         """The latest call with this cookie that `callee` is to answer."""

@@ -91,12 +91,13 @@ class Routing:
                 raise KdbusError(errno.ENXIO)
             return conn, None
         name = self.core.names.get(message.dst_name)
-        if name is None:
-            raise KdbusError(errno.ESRCH)
         owner: Any
-        if name.owner is None:
-            owner = name.activator
+        if name is None or name.owner is None:
+            owner = name.activator if name is not None else None
             if not self.is_own(owner):
+                if self.foreign is not None and message.dst_id == c.DST_NAME:
+                    # Somebody there may start it.
+                    return self.foreign.starter(message), None
                 raise KdbusError(errno.ESRCH)
         else:
             owner = self.conn_of(name.owner)
@@ -106,6 +107,7 @@ class Routing:
                     raise KdbusError(errno.ESRCH)
         if message.dst_id not in (c.DST_NAME, owner.id):
             raise KdbusError(errno.EREMCHG)
+        assert name is not None
         if message.flags & c.NO_AUTO_START and name.owner is None:
             raise KdbusError(errno.EADDRNOTAVAIL)
         return owner, name
@@ -121,12 +123,11 @@ class Routing:
     def unicast(self, source: Any, message: Message, caller: Caller) -> None:
         receiver, name = self.find(message)
         if not self.is_own(receiver):
-            self.eavesdrop(message)
             self.foreign.deliver(message, receiver, None)
             return
         if message.flags & c.SIGNAL:
             # Like a broadcast to one: who did not ask for it, or may not hear it, does not.
-            self.eavesdrop(message)
+            self.overhear(message, receiver)
             if receiver.matches.want(message) and receiver.may_talk(None, source):
                 try:
                     self.deliver(message, receiver, None, name)
@@ -135,7 +136,7 @@ class Routing:
             return
         if not source.may_talk(caller.creds, receiver):
             raise KdbusError(errno.EPERM)
-        self.eavesdrop(message)
+        self.overhear(message, receiver)
         self.deliver(message, receiver, None, name)
 
     def call(self, source: Any, message: Message, caller: Caller, done: Done | None) -> Any:
@@ -145,10 +146,11 @@ class Routing:
         own = self.is_own(receiver)
         if own and not source.may_talk(caller.creds, receiver):
             raise KdbusError(errno.EPERM)
-        reply = Reply(source, receiver, message.cookie, message.timeout, name, done)
+        callee = receiver if own else self.foreign.guest(receiver)
+        reply = Reply(source, callee, message.cookie, message.timeout, name, done)
         try:
-            self.eavesdrop(message)
             if own:
+                self.overhear(message, receiver)
                 self.deliver(message, receiver, reply, name)
             else:
                 self.foreign.deliver(message, receiver, reply)
@@ -161,14 +163,17 @@ class Routing:
     def answer(self, source: Any, message: Message) -> None:
         receiver, name = self.find(message)
         if not self.is_own(receiver):
-            self.eavesdrop(message)
             self.foreign.deliver(message, receiver, None)
             return
         reply = self.replies.find(source, receiver, message.timeout)
         if reply is None:
             raise KdbusError(errno.EBADSLT)
         self.replies.unlink(reply)
-        self.eavesdrop(message)
+        self.overhear(message, receiver)
+        self.hand_over(reply, message, receiver, name)
+
+    def hand_over(self, reply: Reply, message: Message, receiver: Any, name: Any) -> None:
+        """Gives the answer to the one that waited for it, who may be in the midst of SEND."""
         if reply.done is None:
             self.deliver(message, receiver, None, name)
             return
@@ -183,8 +188,8 @@ class Routing:
         receiver.forget(entry)
 
     def broadcast(self, message: Message) -> None:
-        self.eavesdrop(message)
         source = message.source
+        self.eavesdrop(message)
         for conn in list(self.listeners.values()):
             if conn.matches.want(message) and conn.may_talk(None, source):
                 self.offer(message, conn)
@@ -215,6 +220,12 @@ class Routing:
             for conn in self.monitors.values():
                 self.offer(message, conn)
 
+    def overhear(self, message: Message, receiver: Any) -> None:
+        """eavesdrop() on a message from one of ours to another."""
+        self.eavesdrop(message)
+        if self.foreign is not None:
+            self.foreign.overhear(message, receiver)
+
     def offer(self, message: Message, conn: Any) -> None:
         try:
             self.deliver(message, conn, None, None)
@@ -226,7 +237,8 @@ class Routing:
     def deliver(self, message: Message, conn: Any, reply: Reply | None, name: Any) -> None:
         entry = self.write(message, conn)
         if reply is not None:
-            self.replies.link(reply)
+            if not reply.linked:
+                self.replies.link(reply)
             reply.queued = True
             entry.reply = reply
             self.domain.watch(reply.deadline)
@@ -313,9 +325,13 @@ class Routing:
 
     # Hand-over
 
-    def move_messages(self, giver: Any, taker: Any, name: Any) -> None:
+    def move_messages(self, giver: Any, taker: Any, name: Any, new: Any) -> None:
         """What was sent to this name goes from one connection to the other, calls as well."""
-        if giver is None or taker is None:
+        if giver is None:
+            return
+        if taker is None:
+            if self.foreign is not None:
+                self.foreign.move_messages(giver, new, name)
             return
         for reply in list(giver.owed):
             if reply.name is name and reply.caller is not taker:

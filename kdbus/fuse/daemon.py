@@ -27,17 +27,21 @@ CHECK = 0.1
 
 
 class Daemon:
-    """`pool`: "auto", "passthrough" or "store". `ready()` is called when clients can come."""
+    """`pool`: "auto", "passthrough" or "store". `ready()` is called when clients can come.
 
-    def __init__(self, path: str, pool: str, limit: float = LIMIT) -> None:
+    `domain`: one that somebody else has a part in, who then calls `start()` and `stop()`."""
+
+    def __init__(
+        self, path: str | Mount, pool: str, limit: float = LIMIT, domain: Domain | None = None
+    ) -> None:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         if soft != hard:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        self.mount = Mount(path)
+        self.mount = path if isinstance(path, Mount) else Mount(path)
         try:
             device = self.mount.device
             self.watchdog = Watchdog(self.mount.path, device, self.mount.helper, limit)
-            self.domain = Domain()
+            self.domain = domain if domain is not None else Domain()
             fs = self.filesystem = Filesystem(
                 self.mount.fd, self.domain, os.geteuid(), os.getegid()
             )
@@ -57,28 +61,35 @@ class Daemon:
         return asyncio.run(self.main(ready))
 
     async def main(self, ready: Callable[[], None]) -> int:
-        loop = self.loop = asyncio.get_running_loop()
-        self.over = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        over = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self.over.set)
+            loop.add_signal_handler(number, over.set)
+        self.start(loop, over.set)
+        ready()
+        try:
+            await over.wait()
+        finally:
+            self.stop()
+        return 0
+
+    def start(self, loop: asyncio.AbstractEventLoop, ended: Callable[[], object]) -> None:
+        """Serves clients from now on; `ended()` when somebody else unmounted us."""
+        self.loop = loop
         deadlines = Deadlines(self.domain, loop)
         self.checking = False
         self.domain.changed = lambda deadline: self.call(deadlines.arm, deadline)
         self.ioctls.watch = lambda fd, callback: self.call(self.watch, fd, callback)
         self.ioctls.unwatch = self.unwatch
         self.ioctls.check_later = lambda: self.call(self.check_later)
-        crew = self.filesystem.crew
-        crew.start()
-        ready()
-        beats = asyncio.create_task(self.beat())
-        try:
-            await self.over.wait()
-        finally:
-            beats.cancel()
-            crew.ended.set()
-            self.mount.close()
-            self.watchdog.close()
-        return 0
+        self.filesystem.crew.start()
+        self.beats = loop.create_task(self.beat(ended))
+
+    def stop(self) -> None:
+        self.beats.cancel()
+        self.filesystem.crew.ended.set()
+        self.mount.close()
+        self.watchdog.close()
 
     def call(self, what: Callable[..., None], *arguments: object) -> None:
         try:
@@ -86,7 +97,7 @@ class Daemon:
         except RuntimeError:
             pass  # the loop has ended, and with it the mount
 
-    async def beat(self) -> None:
+    async def beat(self, ended: Callable[[], object]) -> None:
         """Tells the watchdog that we live: that there is a leader, and that it is not stuck."""
         crew = self.filesystem.crew
         while True:
@@ -95,7 +106,7 @@ class Daemon:
                 self.domain.lock.release()
                 self.watchdog.beat()
             if crew.ended.is_set():
-                self.over.set()
+                ended()
                 return
             await asyncio.sleep(BEAT)
 

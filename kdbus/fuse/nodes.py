@@ -40,6 +40,8 @@ class Nodes:
         self.uid = uid
         self.gid = gid
         self.last = p.ROOT + 1
+        # Who may make buses.
+        self.control_mode = 0o666
         self.root = Node(p.ROOT, domain, 1)
         self.control = Node(p.ROOT + 1, CONTROL, 2)
         self.by_number: dict[int, Node] = {p.ROOT: self.root, p.ROOT + 1: self.control}
@@ -101,7 +103,7 @@ class Nodes:
             mode = stat.S_IFREG | what.mode
             uid, gid = what.uid, what.gid
         else:
-            mode = stat.S_IFREG | 0o666
+            mode = stat.S_IFREG | self.control_mode
         return p.ATTR.pack(
             node.ino, node.size, 0, 0, 0, 0, 0, 0, 0, mode, links, uid, gid, 0, 4096, 0
         )
