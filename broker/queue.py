@@ -112,7 +112,8 @@ class Queue:
         """Queues `msg` with the header head[:head_len] and SENDER `field`; its size in bytes.
 
         `head` is the forwarded header (fixed part and fields without SENDER); with `field`
-        None the message goes out as it is (the driver's own)."""
+        None the message goes out as it is (the driver's own). Without memory (MemoryError) the
+        queue is as it was: what may fail comes before anything is changed."""
         tail = self.tail
         fds = msg.fds
         if fds is not None and tail is not None:
@@ -130,10 +131,17 @@ class Queue:
         if tail is not None and tail.cap - tail.end < need and tail.end - tail.head >= 131072:
             self.seal()
             tail = None
-        if tail is None:
-            tail = self.tail = borrow()
-            self.tail_fds = fds
+        fresh = tail is None
+        if fresh:
+            tail = borrow()
         tail.reserve(need)
+        total = size + msg.body_len
+        count = len(fds) if fds is not None else 0
+        payload = msg_payload(msg) if big_body else None
+        self.charges.push(total, count, tally.index, self.accounts.moment)
+        if fresh:
+            self.tail = tail
+            self.tail_fds = fds
         base = tail.end
         copy(tail.p, base, head, 0, head_len)
         zero(tail.p, base + head_len, pos - head_len)
@@ -146,13 +154,9 @@ class Queue:
         tail.end = base + need
         if big_body:
             self.seal()
-            payload = msg_payload(msg)
             self.segments.append(payload_run(payload))
-        total = size + msg.body_len
-        count = len(fds) if fds is not None else 0
         self.size += total
         self.n_fds += count
-        self.charges.push(total, count, tally.index, self.accounts.moment)
         self.accounts.charge(tally, total, count)
         return total
 
@@ -205,9 +209,19 @@ class Queue:
                 self.tail = None
                 give(tail)
 
-    def skip(self) -> None:
-        """Drops the first message (nothing of which has been sent) and discharges it."""
-        self.sent(self.charges.front_size())
+    def begins_with_fds(self) -> bool:
+        """Whether descriptors go out with the next byte, which is then the first of its message."""
+        if self.segments:
+            first = self.segments[0]
+            return first.fds is not None
+        return self.tail_fds is not None
+
+    def skip(self) -> bytes:
+        """Drops the first message, nothing of which has been sent, and discharges it; what it was."""
+        size = self.charges.front_size()
+        skipped = self.peek()[:size]
+        self.sent(size)
+        return skipped
 
     def waited(self, microseconds: int) -> None:
         """A message is gone that had to wait for longer than the round that brought it."""

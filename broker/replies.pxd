@@ -27,6 +27,8 @@ cdef class Replies:
     @cython.locals(slot=Slot)
     cdef Slot find(self, Connection caller, Connection callee, uint64_t serial)
     cdef void end(self, Slot slot)
+    @cython.locals(slot=Slot)
+    cpdef bint give_up(self, Connection caller, Connection callee, uint64_t serial)
     cpdef void drop_caller(self, Connection conn)
     @cython.locals(slot=Slot)
     cpdef list owed_by(self, Connection conn)

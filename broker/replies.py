@@ -54,9 +54,12 @@ class Replies:
         slot = self.spare
         if slot is None:
             slot = Slot()
+            caller.calls.put(key, slot)
         else:
+            caller.calls.put(key, slot)
             self.spare = slot.next
             self.n_spare -= 1
+        # From here on nothing asks for memory.
         slot.caller = caller
         slot.callee = callee
         slot.serial = serial
@@ -79,7 +82,6 @@ class Replies:
             else:
                 self.last.later = slot
             self.last = slot
-        caller.calls.put(key, slot)
         caller.n_calls += 1
         caller.user.replies += 1
         self.count += 1
@@ -129,6 +131,14 @@ class Replies:
             self.n_spare += 1
         else:
             slot.next = None
+
+    def give_up(self, caller: Connection, callee: Connection, serial: int) -> bool:
+        """Ends one slot, if there is such a one, because no reply will come."""
+        slot = self.find(caller, callee, serial)
+        if slot is None:
+            return False
+        self.end(slot)
+        return True
 
     def drop_caller(self, conn: Connection) -> None:
         """Nobody is left to receive what `conn` waited for."""

@@ -36,6 +36,7 @@ from .loop import BusLoop
 from .peer import CLOSED, OPEN, RECEIVE, Peer
 from .sysio import HUNG_UP, WRITABLE, Intake, Outlet, Poller, close_socket
 from .throttle import Throttle
+from .undeliverable import undeliverable
 
 if not cython.compiled:
     from jitney.broker.mem import copy, of_bytes, pooled, take, trim, view
@@ -549,12 +550,11 @@ class Hub:
             peer.blocked = True
             peer.watch(self.poller, False)
             self.loop.call_later(BREATHER, self.retry, peer)
-        elif code == errno.ETOOMANYREFS:
+        elif code == errno.ETOOMANYREFS and peer.conn.queue.begins_with_fds():
             # Descriptors nested too deep for the kernel: this message cannot be sent at all.
             # Its receiver is not to blame (CVE-2014-3532).
             self.front.log("warning", "Dropped a message: too many references, cannot pass its fds")
-            peer.conn.dropped += 1
-            peer.conn.queue.skip()
+            undeliverable(self.bus, peer.conn)
             self.send(peer)
         else:
             self.drop(peer)
