@@ -67,7 +67,7 @@ CALLS: dict[str, tuple[int, ...]] = {
     "waitid": (EINTR, ECHILD),
     "kill": (EPERM, ESRCH),
     "ioctl": (EIO, ENOMEM),
-    "close": (EINTR, EIO),  # what it closes is closed
+    "close": (EINTR, EIO),  # of sockets; what it closes is closed
     "alloc": (ENOMEM,),
 }
 

@@ -22,6 +22,7 @@ NAME = b"org.example.Rider"
 INSPECT = b"org.jitney.Inspect1"
 RULE = "type='signal',interface='org.example.Rider'"
 PATIENCE = 20.0
+KEPT = ("Ride", "Passing")
 
 
 class Gone(Exception):
@@ -68,21 +69,31 @@ class Rider(RawClient):
             return True
 
     def answer(self, serial: int) -> Received:
-        while True:
-            message = self.kept.pop(0) if self.kept else self.next_one()
-            if message.reply_serial == serial and message.type in (wire.RETURN, wire.ERROR):
+        """The answer to a call; other answers are kept, signals are not."""
+        for message in self.kept:
+            if message.reply_serial == serial:
+                self.kept.remove(message)
                 return message
-            message.close_fds()
+        while True:
+            message = self.next_one()
+            if message.reply_serial == serial:
+                return message
+            if message.reply_serial or message.member in KEPT:
+                self.kept.append(message)
 
     def ask(self, member: bytes, signature: str = "", *values: Any) -> Received:
         return self.answer(self.driver(member, signature, *values))
 
     def wait_for(self, member: str, *, of: Rider | None = None, serial: int = 0) -> Received:
         """A message that `of` has sent with this serial; Gone, too, if `of` is told otherwise."""
+        for message in self.kept:
+            if message.member == member:
+                self.kept.remove(message)
+                return message
         end = time.monotonic() + PATIENCE
         while True:
             try:
-                message = self.kept.pop(0) if self.kept else self.next_one(0.05 if of else None)
+                message = self.next_one(0.05 if of else None)
             except TimeoutError:
                 if of is None or time.monotonic() > end:
                     raise
@@ -91,7 +102,8 @@ class Rider(RawClient):
                 continue
             if message.member == member:
                 return message
-            message.close_fds()
+            if message.reply_serial:
+                self.kept.append(message)
 
 
 def ride(address: str) -> None:
@@ -239,7 +251,7 @@ def reload(address: str) -> None:
 
 
 QUICK = '<limit name="service_start_timeout">3000</limit>'
-_PROGRAMS = {"Fails": "/bin/false", "Stays": "/bin/sleep 1"}
+_PROGRAMS = {"Fails": "/bin/false", "Stays": "/bin/sleep 0.2"}
 
 
 def write_services(bus: buses.Daemon) -> None:
