@@ -21,7 +21,7 @@ cdef class Payload:
     cdef public Py_ssize_t holders
     cdef object owner
     @cython.locals(data=Buffer)
-    cpdef void pin(self)
+    cpdef bint pin(self)
 
 cdef class Segment:
     cdef Buffer buffer
@@ -57,6 +57,8 @@ cdef class Queue:
     cdef void waited(self, int64_t microseconds)
     @cython.locals(segment=Segment)
     cpdef void clear(self)
+    @cython.locals(segment=Segment)
+    cpdef bint holds(self, Payload payload)
     @cython.locals(segment=Segment)
     cpdef bytes peek(self)
     @cython.locals(segment=Segment)

@@ -53,12 +53,17 @@ class Payload:
         self.holders = 0
         self.owner: Any | None = None
 
-    def pin(self) -> None:
+    def pin(self) -> bool:
+        """False without memory: then nobody may have it any more."""
         data = Buffer()
-        data.append(self.p, 0, self.size)
+        try:
+            data.append(self.p, 0, self.size)
+        except MemoryError:
+            return False
         self.owner = data
         self.p = data.p
         self.loaned = False
+        return True
 
 
 class Segment:
@@ -217,7 +222,7 @@ class Queue:
         return self.tail_fds is not None
 
     def skip(self) -> bytes:
-        """Drops the first message, nothing of which has been sent, and discharges it; what it was."""
+        """Drops the first message, of which nothing has been sent, and discharges it; its bytes."""
         size = self.charges.front_size()
         skipped = self.peek()[:size]
         self.sent(size)
@@ -269,6 +274,13 @@ class Queue:
         self.tail_fds = None
         self.size = 0
         self.n_fds = 0
+
+    def holds(self, payload: Payload) -> bool:
+        """Whether some of these bytes are still to go out."""
+        for segment in self.segments:
+            if segment.payload is payload:
+                return True
+        return False
 
     # For Python callers and tests: the queue without a socket.
 

@@ -17,9 +17,29 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from errno import (
-    EACCES, EAGAIN, ECHILD, ECONNABORTED, ECONNREFUSED, ECONNRESET, EINTR, EIO, EMFILE, ENFILE,
-    ENOBUFS, ENODEV, ENOENT, ENOMEM, ENOPROTOOPT, ENOSPC, ENOSYS, ENOTCONN, EPERM, EPIPE, ESRCH,
-    ETIMEDOUT, ETOOMANYREFS,
+    EACCES,
+    EAGAIN,
+    ECHILD,
+    ECONNABORTED,
+    ECONNREFUSED,
+    ECONNRESET,
+    EINTR,
+    EIO,
+    EMFILE,
+    ENFILE,
+    ENOBUFS,
+    ENODEV,
+    ENOENT,
+    ENOMEM,
+    ENOPROTOOPT,
+    ENOSPC,
+    ENOSYS,
+    ENOTCONN,
+    EPERM,
+    EPIPE,
+    ESRCH,
+    ETIMEDOUT,
+    ETOOMANYREFS,
 )  # fmt: skip
 from pathlib import Path
 

@@ -62,7 +62,17 @@ TRAFFIC += ("epoll_ctl", "epoll_wait", "alloc")
 # Descriptors are passed on unix sockets alone, so that recv(2) is for others.
 FILES = ("open", "fstat", "stat", "opendir", "readdir", "read", "write", "pipe2", "fork", "waitpid")
 FILES += ("epoll_ctl", "inotify_add_watch", "ioctl", "kill")
-SERVICES = ("fork", "pipe2", "read", "write", "pidfd_open", "waitpid", "waitid", "socket", "connect")
+SERVICES = (
+    "fork",
+    "pipe2",
+    "read",
+    "write",
+    "pidfd_open",
+    "waitpid",
+    "waitid",
+    "socket",
+    "connect",
+)
 SERVICES += ("dup", "fcntl", "epoll_ctl", "open")
 
 
