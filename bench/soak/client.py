@@ -106,11 +106,11 @@ class Client:
                 return
             self.out.popleft()
 
-    def receive(self) -> list[Message]:
-        """What has come, whole messages only."""
+    def receive(self, most: int = 1 << 20) -> list[Message]:
+        """What has come, whole messages only; about `most` bytes."""
         pieces = [self._unread]
         size = 0
-        while size < 1 << 20:
+        while size < most:
             try:
                 data, extra, _, _ = self.sock.recvmsg(1 << 18, _FDS)
             except BlockingIOError:

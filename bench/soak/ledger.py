@@ -101,7 +101,6 @@ class Ledger:
         if what == REFUSED and n not in waiting:
             raise Wrong(f"{caller} was told that {n} of {stream} was refused, but it had arrived")
         waiting.discard(n)
-        self.counts["told: " + what] += 1
 
     # Broadcasts
 
@@ -181,20 +180,15 @@ class Ledger:
         for table in (self.calls, self.silent):
             for key in [key for key in table if key[0] == name]:
                 del table[key]
-        # Calls to it are answered by the bus; of the rest nobody hears.
-        for key, (stream, n) in list(self.silent.items()):
-            if stream[1] == name:
-                del self.silent[key]
-                waiting = self.open[stream]
-                self.counts["lost with their receiver"] += n in waiting
-                waiting.discard(n)
 
     def unsettled(self, alive: Iterable[str]) -> list[str]:
         """What should have arrived, or been told, by now. Call when nothing is under way."""
         living = set(alive)
         found = [f"{key} waits for an answer" for key in self.calls]
         for stream, waiting in self.open.items():
-            if waiting and stream[0] in living:
+            # Of what went with its receiver calls are answered by the bus; of the rest nobody hears.
+            with_receiver = stream[1].startswith(":") and stream[1] not in living
+            if waiting and stream[0] in living and not with_receiver:
                 found.append(f"{sorted(waiting)[:5]} of {stream} never arrived")
         for name, who in self.subscribers.items():
             if who.keeps_up and who.begun and who.cursor != self.base + len(self.order):
@@ -205,6 +199,10 @@ class Ledger:
         """Forgets, when nothing is under way, who has gone and what is settled."""
         living = set(alive)
         self.silent.clear()
+        for stream, waiting in self.open.items():
+            if stream[0] in living:
+                self.counts["lost with their receiver"] += len(waiting)
+                waiting.clear()
         self.open = {key: left for key, left in self.open.items() if key[0] in living}
         self.numbers = Counter({k: n for k, n in self.numbers.items() if k[0] in living})
         self.last = {

@@ -102,7 +102,7 @@ class Soak:
         self.acts: list[tuple[int, Callable[[], None]]] = [
             (500, self.talk), (120, self.by_name), (150, self.broadcast), (15, self.with_fd),
             (8, self.large), (20, self.ask_for_name), (10, self.answer_late), (6, self.come),
-            (6, self.go), (2, self.come_half), (25, self.flood_slow), (2, self.listen_slowly),
+            (6, self.go), (2, self.come_half), (40, self.flood_slow), (1, self.listen_slowly),
             (1, self.look_on), (1, self.call_failing),
         ]  # fmt: skip
         self.weights = [weight for weight, _ in self.acts]
@@ -256,7 +256,7 @@ class Soak:
     def listen_slowly(self) -> None:
         """One of them reads a little."""
         client = self.world.clients[self.dice.choice(self.slow())]
-        for message in client.receive():
+        for message in client.receive(1):
             self.world.take(client, message)
 
     def reload(self) -> None:

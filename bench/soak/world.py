@@ -223,6 +223,7 @@ class World:
         if what is None:
             raise Wrong(f"{client.name} was told {message.error}: {message.body!r}")
         self.books.failed(*key, what)
+        self.books.counts["told " + message.error.rpartition(".")[2]] += 1
 
     def _of_the_bus(self, client: Client, message: Message) -> None:
         if message.member != "NameOwnerChanged":
