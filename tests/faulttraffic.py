@@ -175,7 +175,7 @@ class Bystander:
 
     def settled(self) -> Any:
         """What the bus has in its books and in its table of descriptors, once it is as before."""
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + PATIENCE
         while True:
             found = self.state()
             if found == self.before or time.monotonic() > deadline:

@@ -52,8 +52,15 @@ class Client:
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(PATIENCE)
         try:
-            self.sock.connect(path)
-            self.sock.sendall(wire.auth_lines(with_fds=True) + wire.hello())
+            # Who we are is noted at connect().
+            before = os.geteuid()
+            os.seteuid(before if uid is None else uid)
+            try:
+                self.sock.connect(path)
+                lines = wire.auth_lines(with_fds=True, uid=os.geteuid())
+            finally:
+                os.seteuid(before)
+            self.sock.sendall(lines + wire.hello())
             self.name = self._greeted()
         except OSError as error:
             self.sock.close()

@@ -47,8 +47,8 @@ class World:
 
     # Who is there
 
-    def join(self, *, slow: bool = False) -> Client:
-        made = Client(self.path)
+    def join(self, *, slow: bool = False, uid: int | None = None) -> Client:
+        made = Client(self.path, uid)
         made.slow = slow
         self.clients[made.name] = made
         self.by_fd[made.sock.fileno()] = made

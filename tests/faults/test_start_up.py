@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -59,13 +60,15 @@ def start(plan: Plan, folder: Path) -> None:
     assert process.stdout is not None
     try:
         address = process.stdout.readline().decode().strip()
-        lives = bool(address)
-        if address:
+        lives = False
+        # It may fail after it has said where it listens; or the call fails for us as its client.
+        while address and not lives and process.poll() is None:
             try:
                 with RawClient(address) as client:
                     client.hello()
+                lives = True
             except (ConnectionError, FileNotFoundError):
-                lives = False  # it found out after it had said where it listens
+                time.sleep(0.05)
         if lives:
             process.terminate()
     finally:
