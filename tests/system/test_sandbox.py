@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import buses
@@ -134,7 +135,7 @@ def test_work_without_any_privilege() -> None:
         command = [
             "setpriv", f"--reuid={messagebus}", f"--regid={group}", "--clear-groups",
             "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs",
-            "python3", "-c", STARTER, *buses.jitney_command(),
+            sys.executable, "-c", STARTER, *buses.jitney_command(),
         ]  # fmt: skip
         with realbus.running(command, config(folder)) as bus:
             lines = Path(f"/proc/{bus.pid}/status").read_text().splitlines()
@@ -206,7 +207,7 @@ def test_mdwe_is_what_it_says() -> None:
         "import mmap; print(denied)\n"
         "mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)",
     )
-    done = subprocess.run(["python3", "-c", program], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     if done.stdout.strip() == "-1":
         pytest.skip("this kernel has no PR_SET_MDWE")
     assert "PermissionError" in done.stderr
