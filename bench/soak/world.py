@@ -160,12 +160,12 @@ class World:
                 client.flush()
         count = 0
         for fd, _ in self.poll.poll(timeout):
-            client = self.by_fd.get(fd)
-            if client is None or (client.slow and not everybody):
+            ready = self.by_fd.get(fd)
+            if ready is None or (ready.slow and not everybody):
                 continue
-            for message in client.receive():
+            for message in ready.receive():
                 count += 1
-                self.take(client, message)
+                self.take(ready, message)
         self.books.counts["messages that came"] += count
         return count
 
