@@ -155,6 +155,8 @@ class Ledger:
             self.counts["readers that fell behind"] += 1
             return
         if place is None:
+            if not who.begun and any(w.begun and w.keeps_up for w in self.subscribers.values()):
+                return  # those who were there before may have more to read that came before this
             place = end
             self.place[sender, n] = place
             self.order.append((sender, n))
@@ -225,6 +227,9 @@ class Ledger:
         self.last = {
             key: n for key, n in self.last.items() if key[0] in living and key[2] in living
         }
+        for who in self.subscribers.values():
+            if who.keeps_up and not who.begun:
+                who.begun, who.cursor = True, self.base + len(self.order)
         self.said = Counter({name: n for name, n in self.said.items() if name in living})
         self.known = Counter({name: n for name, n in self.known.items() if name in living})
         self._trim()
