@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from . import brokers, compare, html, results, table
+from .soak import command as soak
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     base = commands.add_parser("baseline", help="write the ratios of a result file as a baseline")
     base.add_argument("file")
     base.add_argument("baseline")
+    soak.add_options(commands.add_parser("soak", help="hours of mixed load, each message checked"))
     commands.add_parser("list", help="brokers and scenarios")
     kdbus = commands.add_parser("kdbus", help="calls over kdbus's interfaces and our classic bus")
     kdbus.add_argument("words", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
@@ -48,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(words)
     if options.command == "list":
         return _list()
+    if options.command == "soak":
+        return soak.run(options)
     if options.command == "run":
         return _run(options)
     try:

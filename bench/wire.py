@@ -110,9 +110,9 @@ def add_match(rule: bytes, serial: int) -> bytes:
     return driver_call(b"AddMatch", b"s", string(rule), serial)
 
 
-def auth_lines(with_fds: bool) -> bytes:
+def auth_lines(with_fds: bool, uid: int | None = None) -> bytes:
     """All that a client says before its first message, if it waits for no answer."""
-    identity = str(os.getuid()).encode().hex().encode()
+    identity = str(os.getuid() if uid is None else uid).encode().hex().encode()
     negotiate = b"NEGOTIATE_UNIX_FD\r\n" if with_fds else b""
     return b"\0AUTH EXTERNAL " + identity + b"\r\n" + negotiate + b"BEGIN\r\n"
 

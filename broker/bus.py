@@ -284,7 +284,12 @@ class Bus(Router):
                 f"max_match_rules_per_connection={limit})",
             )
         self.match_index.add(rule, conn)
-        self.keep_rule(conn, rule)
+        try:
+            self.keep_rule(conn, rule)
+        except MemoryError:
+            # A rule that nobody has would get copies for ever.
+            self.match_index.remove(rule)
+            raise
         held = conn.n_rules
         conn.peak_rules = max(conn.peak_rules, held)
         self.peak_rules = max(self.peak_rules, held)

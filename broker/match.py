@@ -293,8 +293,6 @@ class MatchIndex:
         if shape is None:
             shape = Shape(bits, arg_index)
             self.by_bits[place] = shape
-        if shape.count == 0:
-            self.shapes.append(shape)
         first = shape.table.get(key)
         if first is None:
             rule.before = rule
@@ -303,6 +301,8 @@ class MatchIndex:
             rule.before = first.before
             rule.before.after = rule
             first.before = rule
+        if shape.count == 0:
+            self.shapes.append(shape)
         shape.count += 1
         if shape.count > shape.most:
             shape.most = shape.count

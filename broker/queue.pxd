@@ -21,7 +21,7 @@ cdef class Payload:
     cdef public Py_ssize_t holders
     cdef object owner
     @cython.locals(data=Buffer)
-    cpdef void pin(self)
+    cpdef bint pin(self)
 
 cdef class Segment:
     cdef Buffer buffer
@@ -41,7 +41,7 @@ cdef class Queue:
     cdef public bint dirty
     cdef public Counts counts
 
-    @cython.locals(payload=Payload, tail=Buffer, fds=FdSet)
+    @cython.locals(payload=Payload, tail=Buffer, fds=FdSet, fresh=bint, total=Py_ssize_t, count=Py_ssize_t)
     cdef Py_ssize_t push(self, Message msg, const uint8_t* head, Py_ssize_t head_len, bytes field, Tally tally) except -1
     cdef void seal(self)
     @cython.locals(tail=Buffer, tally=int64_t, size=Py_ssize_t, fds=Py_ssize_t, counts=Counts,
@@ -49,12 +49,16 @@ cdef class Queue:
     cpdef void sent(self, Py_ssize_t n)
     @cython.locals(segment=Segment)
     cdef Py_ssize_t drop_segments(self, Py_ssize_t n)
-    cpdef void skip(self)
+    @cython.locals(first=Segment)
+    cpdef bint begins_with_fds(self)
+    cpdef bytes skip(self)
     cpdef int64_t oldest(self)
     @cython.locals(counts=Counts)
     cdef void waited(self, int64_t microseconds)
     @cython.locals(segment=Segment)
     cpdef void clear(self)
+    @cython.locals(segment=Segment)
+    cpdef bint holds(self, Payload payload)
     @cython.locals(segment=Segment)
     cpdef bytes peek(self)
     @cython.locals(segment=Segment)

@@ -53,12 +53,17 @@ class Payload:
         self.holders = 0
         self.owner: Any | None = None
 
-    def pin(self) -> None:
+    def pin(self) -> bool:
+        """False without memory: then nobody may have it any more."""
         data = Buffer()
-        data.append(self.p, 0, self.size)
+        try:
+            data.append(self.p, 0, self.size)
+        except MemoryError:
+            return False
         self.owner = data
         self.p = data.p
         self.loaned = False
+        return True
 
 
 class Segment:
@@ -112,7 +117,8 @@ class Queue:
         """Queues `msg` with the header head[:head_len] and SENDER `field`; its size in bytes.
 
         `head` is the forwarded header (fixed part and fields without SENDER); with `field`
-        None the message goes out as it is (the driver's own)."""
+        None the message goes out as it is (the driver's own). Without memory (MemoryError) the
+        queue is as it was: what may fail comes before anything is changed."""
         tail = self.tail
         fds = msg.fds
         if fds is not None and tail is not None:
@@ -130,10 +136,17 @@ class Queue:
         if tail is not None and tail.cap - tail.end < need and tail.end - tail.head >= 131072:
             self.seal()
             tail = None
-        if tail is None:
-            tail = self.tail = borrow()
-            self.tail_fds = fds
+        fresh = tail is None
+        if fresh:
+            tail = borrow()
         tail.reserve(need)
+        total = size + msg.body_len
+        count = len(fds) if fds is not None else 0
+        payload = msg_payload(msg) if big_body else None
+        self.charges.push(total, count, tally.index, self.accounts.moment)
+        if fresh:
+            self.tail = tail
+            self.tail_fds = fds
         base = tail.end
         copy(tail.p, base, head, 0, head_len)
         zero(tail.p, base + head_len, pos - head_len)
@@ -146,13 +159,9 @@ class Queue:
         tail.end = base + need
         if big_body:
             self.seal()
-            payload = msg_payload(msg)
             self.segments.append(payload_run(payload))
-        total = size + msg.body_len
-        count = len(fds) if fds is not None else 0
         self.size += total
         self.n_fds += count
-        self.charges.push(total, count, tally.index, self.accounts.moment)
         self.accounts.charge(tally, total, count)
         return total
 
@@ -205,9 +214,19 @@ class Queue:
                 self.tail = None
                 give(tail)
 
-    def skip(self) -> None:
-        """Drops the first message (nothing of which has been sent) and discharges it."""
-        self.sent(self.charges.front_size())
+    def begins_with_fds(self) -> bool:
+        """Whether descriptors go out with the next byte, which is then the first of its message."""
+        if self.segments:
+            first = self.segments[0]
+            return first.fds is not None
+        return self.tail_fds is not None
+
+    def skip(self) -> bytes:
+        """Drops the first message, of which nothing has been sent, and discharges it; its bytes."""
+        size = self.charges.front_size()
+        skipped = self.peek()[:size]
+        self.sent(size)
+        return skipped
 
     def waited(self, microseconds: int) -> None:
         """A message is gone that had to wait for longer than the round that brought it."""
@@ -255,6 +274,13 @@ class Queue:
         self.tail_fds = None
         self.size = 0
         self.n_fds = 0
+
+    def holds(self, payload: Payload) -> bool:
+        """Whether some of these bytes are still to go out."""
+        for segment in self.segments:
+            if segment.payload is payload:
+                return True
+        return False
 
     # For Python callers and tests: the queue without a socket.
 

@@ -28,7 +28,7 @@ cdef class Replies:
     cdef Slot find(self, Connection caller, Connection callee, uint64_t serial)
     cdef void end(self, Slot slot)
     @cython.locals(slot=Slot)
-    cpdef bint forget(self, Connection caller, Connection callee, uint64_t serial) except -1
+    cpdef bint give_up(self, Connection caller, Connection callee, uint64_t serial) except -1
     cpdef void drop_caller(self, Connection conn)
     @cython.locals(slot=Slot)
     cpdef list owed_by(self, Connection conn)

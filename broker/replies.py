@@ -54,9 +54,12 @@ class Replies:
         slot = self.spare
         if slot is None:
             slot = Slot()
+            caller.calls.put(key, slot)
         else:
+            caller.calls.put(key, slot)
             self.spare = slot.next
             self.n_spare -= 1
+        # From here on nothing asks for memory.
         slot.caller = caller
         slot.callee = callee
         slot.serial = serial
@@ -79,7 +82,6 @@ class Replies:
             else:
                 self.last.later = slot
             self.last = slot
-        caller.calls.put(key, slot)
         caller.n_calls += 1
         caller.user.replies += 1
         self.count += 1
@@ -130,8 +132,8 @@ class Replies:
         else:
             slot.next = None
 
-    def forget(self, caller: Connection, callee: Connection, serial: int) -> bool:
-        """Nobody waits any more for what `callee` owes `caller`; whether somebody did."""
+    def give_up(self, caller: Connection, callee: Connection, serial: int) -> bool:
+        """Ends the slot of a call that no reply will come to; whether there was one."""
         slot = self.find(caller, callee, serial)
         if slot is None:
             return False

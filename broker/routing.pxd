@@ -61,8 +61,10 @@ cdef class Router:
     cpdef Connection lookup(self, bytes text)
     @cython.locals(atom=Atom, name=Name, number=uint64_t)
     cdef Connection find_dest(self, const uint8_t* p, Py_ssize_t off, Py_ssize_t n)
-    @cython.locals(slot=Slot, queue=Queue, tally=Tally)
+    @cython.locals(slot=Slot)
     cdef unicast(self, Connection conn, Connection dest, Message msg)
+    @cython.locals(queue=Queue, tally=Tally)
+    cdef unicast_for(self, Connection conn, Connection dest, Message msg, bint requested)
     @cython.locals(tallies=dict, tally=Tally)
     cdef Tally tally_of(self, Connection conn, User receiver)
     cdef bint expect_reply(self, Connection conn, Connection dest, Message msg) except -1

@@ -225,14 +225,19 @@ class Router:
             self.head = None
 
     def unicast(self, conn: Connection, dest: Connection, msg: Message) -> None:
-        requested = False
+        slot = None
         if msg.reply_serial:
             slot = self.replies.find(dest, conn, msg.reply_serial)
-            if slot is not None:
-                requested = True
-                if conn.counts is not None:
-                    conn.counts.answered(self.accounts.moment - slot.since)
-                self.replies.end(slot)
+            if slot is not None and conn.counts is not None:
+                conn.counts.answered(self.accounts.moment - slot.since)
+        self.unicast_for(conn, dest, msg, slot is not None)
+        # Not before: without memory the sender goes, and then whoever waits for it is told.
+        if slot is not None:
+            self.replies.end(slot)
+
+    def unicast_for(
+        self, conn: Connection, dest: Connection, msg: Message, requested: bool
+    ) -> None:
         if not self.may_send(conn, dest, dest, msg, requested):
             return
         if not self.may_receive(conn, dest, dest, msg, requested):

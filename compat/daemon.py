@@ -125,7 +125,10 @@ class Daemon:
         if reading.fileno() < 0:
             self._reloaded()
         else:
-            self._loop.add_reader(reading.fileno(), self._reloaded)
+            try:
+                self._loop.add_reader(reading.fileno(), self._reloaded)
+            except OSError:
+                self._reloaded()  # no room in the poller: wait for it
 
     def _reloaded(self) -> None:
         reading = self._reading
@@ -269,10 +272,16 @@ class Daemon:
             process.change_user(self.config.user)
 
     def _serve(self, build: Build) -> None:
-        self._loop = loop = _new_loop()
+        try:
+            self._loop = loop = _new_loop()
+        except OSError as error:
+            raise process.from_errno(error, "Failed to make an event loop") from error
         try:
             loop.set_exception_handler(self._report)
-            self.service = build(self, loop)
+            try:
+                self.service = build(self, loop)
+            except OSError as error:
+                raise process.from_errno(error, "Failed to set up the bus") from error
             self.config = self.config.without_rules()
             # Not before the loop runs: uvloop loses what comes between the two.
             loop.call_soon(self._started, loop)

@@ -158,10 +158,20 @@ class Front:
     def refused(self, conn: Connection, msg: Message, refused: Refused | DBusError) -> None:
         """The error reply to a refused message, be it a call or not, as dbus-daemon sends it."""
         name = NAMES[refused.code] if isinstance(refused, Refused) else refused.name
-        self.driver.error(conn, msg.serial, name, refused.text)
+        self.say_no(conn, msg.serial, name, refused.text)
 
     def no_reply(self, caller: Connection, serial: int, text: str) -> None:
-        self.driver.error(caller, serial, NO_REPLY, text)
+        self.say_no(caller, serial, NO_REPLY, text)
+
+    def say_no(self, conn: Connection, serial: int, name: str, text: str) -> None:
+        """An error, or, where there is no memory for one, the end of the connection: nobody is to
+        wait in vain."""
+        try:
+            self.driver.error(conn, serial, name, text)
+        except MemoryError:
+            self.log("warning", f"Closing a connection: no memory to answer {conn.label}")
+            if conn.transport is not None:
+                self.hub.drop(conn.transport)
 
     def deadline(self, when: float) -> None:
         self.hub.alarm(when)

@@ -36,6 +36,7 @@ from .loop import BusLoop
 from .peer import CLOSED, OPEN, RECEIVE, Peer
 from .sysio import HUNG_UP, WRITABLE, Intake, Outlet, Poller, close_socket
 from .throttle import Throttle
+from .undeliverable import forsake, undeliverable
 
 if not cython.compiled:
     from jitney.broker.mem import copy, of_bytes, pooled, take, trim, view
@@ -311,10 +312,13 @@ class Hub:
 
     def say(self, peer: Peer, reply: bytes) -> bool:
         # An empty socket takes a few hundred bytes; one that does not is not worth waiting for.
-        if send_one(peer.fd, of_bytes(reply), 0, len(reply)) != len(reply):
+        done = sent = 0
+        while done < len(reply) and sent >= 0:
+            sent = send_one(peer.fd, of_bytes(reply), done, len(reply) - done)
+            done += sent
+        if sent < 0:
             self.drop(peer)
-            return False
-        return True
+        return sent >= 0
 
     def open(self, peer: Peer) -> None:
         """The conversation is over and the peer is who it says it is."""
@@ -468,8 +472,8 @@ class Hub:
         self.flush()
         self.bus.flushing = True
         for payload in self.loans:
-            if payload.holders:
-                payload.pin()
+            if payload.holders and not payload.pin():
+                forsake(self, payload)
         self.loans.clear()
 
     # Writing
@@ -549,12 +553,8 @@ class Hub:
             peer.blocked = True
             peer.watch(self.poller, False)
             self.loop.call_later(BREATHER, self.retry, peer)
-        elif code == errno.ETOOMANYREFS:
-            # Descriptors nested too deep for the kernel: this message cannot be sent at all.
-            # Its receiver is not to blame (CVE-2014-3532).
-            self.front.log("warning", "Dropped a message: too many references, cannot pass its fds")
-            peer.conn.dropped += 1
-            peer.conn.queue.skip()
+        elif code == errno.ETOOMANYREFS and peer.conn.queue.begins_with_fds():
+            undeliverable(self.bus, peer.conn)
             self.send(peer)
         else:
             self.drop(peer)

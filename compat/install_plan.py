@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from . import install_policy as policy
+from . import install_sandbox
 from . import install_units as units
 from .install_changes import Changes, Conflict, Tree
 
@@ -86,7 +87,8 @@ def install(place: Place, daemon: str) -> Changes:
     for folder in missing:
         changes.make_directory(folder)
     noted = units.made_directories(old) if old is not None else []
-    text = units.text(place.scope, daemon, [*noted, *missing])
+    sandbox = install_sandbox.lines(tree, daemon) if place.scope == "system" else ""
+    text = units.text(place.scope, daemon, [*noted, *missing], sandbox)
     if old != text.encode(errors="surrogateescape"):
         changes.write(place.unit, text)
     if place.scope == "system":

@@ -4,10 +4,8 @@ Invariant: a unit begins with MARK, by which it is known as ours, and ends with 
 systemd skips, in which an installation notes what it found; nothing else records that.
 
 The units are Debian's for dbus-daemon but for the program: started by `dbus.socket`, ready when
-they say so, spared by the out-of-memory killer on the system bus. They are not sandboxed. All that
-systemd offers for that is inherited by the services that the bus starts itself, and most of it
-implies NoNewPrivileges=, with which the set-uid helper of the system bus is no longer root. The
-system bus gives up its own privileges when it becomes `<user>`.
+they say so, spared by the out-of-memory killer on the system bus. That one is sandboxed where it
+can be, see `install_sandbox`; a user's bus starts that user's programs, which would be in it, too.
 """
 
 from __future__ import annotations
@@ -38,7 +36,7 @@ Type=notify
 NotifyAccess=main
 Sockets=dbus.socket
 ExecStart={daemon} {options}
-ExecReload={reload}
+ExecReload={as_root}{reload}
 {more}
 
 [Install]
@@ -75,10 +73,14 @@ def quoted(path: str) -> str:
     return f'"{plain}"' if " " in plain else plain
 
 
-def text(scope: str, daemon: str, made: Iterable[str]) -> str:
+def text(scope: str, daemon: str, made: Iterable[str], sandbox: str = "") -> str:
     """The unit of the system bus (scope "system") or of a user's bus ("user").
 
-    `daemon`: the path of jitney-daemon; `made` are the directories that were made for the unit."""
+    `daemon`: the path of jitney-daemon; `made` are the directories that were made for the unit;
+    `sandbox`: more lines for it, see `install_sandbox`."""
+    unit = dict(_SYSTEM if scope == "system" else _USER)
+    if sandbox:
+        unit["more"] += "\n" + sandbox
     # A user's manager has no mounts to wait for.
     mounts = f"\nRequiresMountsFor={quoted(daemon)}" if scope == "system" else ""
     return _TEXT.format(
@@ -88,8 +90,10 @@ def text(scope: str, daemon: str, made: Iterable[str]) -> str:
         alias=ALIAS,
         mounts=mounts,
         daemon=quoted(daemon),
+        # Whoever asks for a reload is not in the sandbox.
+        as_root="+" if scope == "system" else "",
         notes="\n".join([_NOTES, *(_MADE + folder for folder in made)]),
-        **(_SYSTEM if scope == "system" else _USER),
+        **unit,
     )
 
 

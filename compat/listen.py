@@ -231,6 +231,8 @@ def _bind_unix(shown: str, name: str | bytes) -> socket.socket:
         try:
             sock.listen(socket.SOMAXCONN)
         except OSError as error:
+            if isinstance(name, str):
+                os.unlink(name)
             raise from_errno(error, f'Failed to listen on socket "{shown}"') from error
     except DBusError:
         sock.close()

@@ -64,6 +64,11 @@ class BusLoop(asyncio.SelectorEventLoop):
         self._poll = _Selector()
         super().__init__(self._poll)
 
+    def __del__(self) -> None:
+        # One that the kernel had no room for was never whole, and has nothing to close.
+        if hasattr(self, "_signal_handlers"):
+            super().__del__()
+
     def adopt(self, hub: Any) -> int:
         """From now on `hub` does the waiting; the epoll set's descriptor."""
         self._poll.hub = hub

@@ -122,7 +122,10 @@ class Spawner:
                     stream.close()
         child = Child(name, pid, on_exit, report)
         self.children[pid] = child
-        self.loop.add_reader(report, self._read_report, child)
+        try:
+            self.loop.add_reader(report, self._read_report, child)
+        except OSError:
+            pass  # no room in the poller: it is read when the child ends
         self._watch(child)
         return child
 

@@ -80,7 +80,10 @@ class DirectoryWatch:
         if self.fd < 0:
             return False
         size = bytearray(4)
-        fcntl.ioctl(self.fd, termios.FIONREAD, size)
+        try:
+            fcntl.ioctl(self.fd, termios.FIONREAD, size)
+        except OSError:
+            return True  # then who asks had better look for himself
         return any(size)
 
     def close(self) -> None:
@@ -100,8 +103,13 @@ class DirectoryWatch:
             reason = os.strerror(ctypes.get_errno())
             self.log("warning", f"Cannot initialize inotify: {reason}")
             return False
+        try:
+            self.loop.add_reader(fd, self._read)
+        except OSError as error:
+            os.close(fd)
+            self.log("warning", f"Cannot watch inotify: {os.strerror(error.errno or 0)}")
+            return False
         self.fd = fd
-        self.loop.add_reader(fd, self._read)
         return True
 
     def _forget(self, number: int) -> None:

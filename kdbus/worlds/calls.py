@@ -92,7 +92,7 @@ class Crossed:
         """Nobody waits any more; called when kdbus's entry ends."""
         self.calls.drop(self)
         if self.callee is not None:
-            self.calls.core.replies.forget(self.caller, self.callee, self.serial)
+            self.calls.core.replies.give_up(self.caller, self.callee, self.serial)
 
     def detach(self) -> None:
         """The call has left this crossing, and its reply goes on without."""
@@ -107,7 +107,7 @@ class Crossed:
         now = self.reply.callee.core
         if now is not self.callee:
             replies = self.calls.core.replies
-            replies.forget(self.caller, self.callee, self.serial)
+            replies.give_up(self.caller, self.callee, self.serial)
             replies.expect(self.caller, now, self.serial, 0.0, self.calls.core.accounts.moment)
             self.callee = now
 

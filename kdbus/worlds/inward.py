@@ -130,7 +130,7 @@ class Inward:
             self.bus.deliver(message, conn, reply, name)
             Crossed(self.calls, reply, sender, conn.core, serial, None)
         except BaseException:
-            self.core.replies.forget(sender, conn.core, serial)
+            self.core.replies.give_up(sender, conn.core, serial)
             raise
         finally:
             if message is not None:
