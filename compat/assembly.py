@@ -50,6 +50,9 @@ class BusContext:
     def reload(self) -> None:
         self.daemon.reload()
 
+    def upgrade(self, conn: Connection, serial: int, command: str) -> None:
+        self.daemon.upgrade(command, (conn, serial))
+
     def stats(self) -> Mapping[str, int]:
         bus = self.service.bus
         hub = self.service.hub
@@ -161,7 +164,7 @@ class BusService:
         self.log = daemon.log
         self.peaks = Peaks()
         self.started = time.monotonic()
-        self.bus = self.bus_type(config.limits(), guid=new_guid())
+        self.bus = self.bus_type(config.limits(), guid=daemon.guid or new_guid())
         self.bus.metered = daemon.options.metered
         self.front = Front(self.bus, PolicySet(config.policy_spec()), daemon.log)
         self.bus.front = self.front

@@ -1,0 +1,186 @@
+"""Taker: the new process's side of an upgrade.
+
+Invariant: until "go" this process does nothing that anybody but the old one could notice: it serves
+nobody, writes no file and removes none, whatever happens. It is a whole bus before it says "taken".
+If the old one is gone by the time "go" should come, there is nobody else left to be the bus.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import signal
+import socket
+import time
+import traceback
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from jitney.broker.restore import Source
+
+from .. import process
+from . import form
+from .activations import ended
+from .channel import Broken, Channel
+from .document import applied, counted
+
+if TYPE_CHECKING:
+    from ..daemon import Daemon
+
+WAIT = 90.0
+"""Seconds until the old process makes up its mind; it gives us less."""
+
+Record = dict[str, Any]
+
+
+class Taker:
+    """One attempt to become the bus."""
+
+    def __init__(self, daemon: Daemon, fd: int) -> None:
+        self.daemon = daemon
+        self.channel = Channel(socket.socket(fileno=fd))
+        self.document: Record = {}
+        self.fds: list[int] = []
+        self.changed = False
+
+    def run(self, prepare: Callable[[Record, list[int]], None]) -> None:
+        """Returns when this is the bus, or never. `prepare` builds one, given what the old process
+        says of itself and the sockets of its metrics."""
+        try:
+            offer, sockets = self.channel.receive(WAIT)
+            prepare(offer, sockets)
+            self.channel.send({"ready": sorted(form.READERS)})
+            self.receive()
+            self.wait()
+        except BaseException as error:
+            self.refuse(error)
+
+    def refuse(self, error: BaseException) -> None:
+        """Says why, and ends without a trace."""
+        text = getattr(error, "text", None) or f"{type(error).__name__}: {error}"
+        try:
+            if not isinstance(error, Broken):
+                self.channel.send({"refused": f"it says: {text}"})
+                if not hasattr(error, "text"):
+                    self.daemon.log.warning("In an upgrade: " + traceback.format_exc())
+        finally:
+            os._exit(1)
+
+    def receive(self) -> None:
+        """Takes over all there is, and says so."""
+        packet, files = self.channel.receive(WAIT)
+        gc.disable()
+        with open(files[0], "rb") as file:
+            file.seek(0)
+            data = file.read(packet["state"])
+        while len(self.fds) < packet["fds"]:
+            _, some = self.channel.receive(WAIT)
+            if not some:
+                raise Broken("sends less than it said")
+            self.fds += some
+        self.document, blobs, sets = form.unpack(data)
+        source = Source(blobs, [[self.fds[place] for place in places] for places in sets])
+        service: Any = self.daemon.service
+        self.changed = applied(self.daemon, service, self.document, source, self.fds)
+        self.channel.send({"taken": self.document["bus"]["last_id"]})
+
+    def wait(self) -> None:
+        try:
+            packet, _ = self.channel.receive(WAIT * 10)
+            if "go" not in packet:
+                raise ValueError("the old process changed its mind")
+        except Broken:
+            pass  # it is gone
+        self.channel.close()
+
+    def begin(self) -> None:
+        """This is the bus: everything that had to wait until this is clear."""
+        document, daemon = self.document, self.daemon
+        service: Any = daemon.service
+        hub, bus = service.hub, service.bus
+        daemon.upgrades = document["upgrades"]
+        if document["forked"]:
+            daemon.forked = True
+            os.chdir("/")
+        self.watch_keeper(document["keeper"])
+        if document["pidfile"] is not None:
+            daemon.pidfile = document["pidfile"]
+            if document["keeper"] < 0:
+                self.write_pidfile(document["pidfile"])
+        waits = [*hub.incomplete.values(), *hub.fd_waits.values()]
+        if bus.replies.next_deadline() > 0:
+            waits.append(bus.replies.next_deadline())
+        if waits:
+            hub.alarm(min(waits))
+        for conn in [*bus.connections.values(), *self.newcomers()]:
+            if conn.queue.size and not conn.queue.dirty:
+                bus.stir(conn)
+        pause = (time.monotonic_ns() - document["began"]) / 1e6
+        self.report(pause)
+        if self.changed:
+            service.front.driver.activatable_services_changed()
+        if document["read_again"]:
+            daemon.reload_soon()
+        gc.enable()
+        # Nothing of what has just been made will go soon.
+        gc.freeze()
+
+    def newcomers(self) -> list[Any]:
+        from .peers import newcomers
+
+        service: Any = self.daemon.service
+        return newcomers(service.hub)
+
+    def report(self, pause: float) -> None:
+        numbers = counted(self.document)
+        service: Any = self.daemon.service
+        self.daemon.log.info(
+            f"Upgraded: {numbers['connections']} connections taken over from process "
+            f"{self.document['pid']}; the bus stood still for {pause:.1f} ms"
+        )
+        place, serial = self.document["caller"]
+        if place < 0:
+            return
+        wanted = self.document["bus"]["connections"][place]["id"]
+        conn = service.bus.connections.get(wanted)
+        if conn is not None and not conn.monitor:
+            from ..wire import marshal
+
+            text = json.dumps({"pause_ms": round(pause, 3), "pid": os.getpid(), **numbers})
+            service.front.driver.reply(conn, serial, "s", marshal("s", [text]))
+
+    def write_pidfile(self, path: str) -> None:
+        try:
+            with open(path, "w", encoding="ascii") as file:
+                file.write(f"{os.getpid()}\n")
+        except OSError as error:
+            self.daemon.log.warning(str(process.from_errno(error, f'Failed to write to "{path}"')))
+
+    def watch_keeper(self, place: int) -> None:
+        if place < 0:
+            return
+        sock = socket.socket(fileno=self.fds[place])
+        sock.setblocking(False)
+        service: Any = self.daemon.service
+        self.daemon.keeper = sock
+        service.hub.loop.add_reader(sock.fileno(), self.hear_keeper)
+
+    def hear_keeper(self) -> None:
+        """Some process ended that was ours, or the keeper itself."""
+        sock = self.daemon.keeper
+        if sock is None:
+            return
+        service: Any = self.daemon.service
+        try:
+            packet = sock.recv(64)
+        except OSError:
+            return
+        if packet:
+            pid, status = packet.split()
+            ended(service.activator.spawner, int(pid), int(status))
+        else:
+            # Whoever ends it means us.
+            service.hub.loop.remove_reader(sock.fileno())
+            self.daemon.log.warning("The keeper of this bus is gone; so the bus ends")
+            os.kill(os.getpid(), signal.SIGTERM)
