@@ -89,6 +89,7 @@ def export(bus: Bus, newcomers: list[Connection], sink: Sink) -> tuple[Record, d
         "dropped": bus.n_dropped,
         "peak_rules": bus.peak_rules,
         "peak_names": bus.peak_names,
+        "moment": bus.accounts.moment,
         "users": [_user(user) for user in bus.accounts.users],
         "tallies": _tallies(bus, places, numbers),
         "connections": [_connection(conn, sink, numbers) for conn in conns],

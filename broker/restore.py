@@ -79,6 +79,7 @@ def restore(bus: Bus, state: Record, source: Source, ready: Any = None) -> list[
     bus.n_dropped = state["dropped"]
     bus.peak_rules = state["peak_rules"]
     bus.peak_names = state["peak_names"]
+    bus.accounts.moment = state["moment"]
     users = [_user(bus, i, record) for i, record in enumerate(state["users"])]
     conns = [_connection(bus, users, record) for record in state["connections"]]
     tallies = [_tally(bus, users, conns, record) for record in state["tallies"]]

@@ -63,8 +63,11 @@ class Keeper:
             except OSError:
                 return
             if not packet:
-                self.reap()
-                leave(self.ended.get(self.pid, 0))
+                # The kernel closes a process's descriptors before it tells of its end.
+                try:
+                    leave(os.waitpid(self.pid, 0)[1])
+                except ChildProcessError:
+                    leave(self.ended.get(self.pid, 0))
             self.pid = int(packet)
 
     def reap(self) -> None:
