@@ -4,7 +4,8 @@ Invariant: a unit begins with MARK, by which it is known as ours, and ends with 
 systemd skips, in which an installation notes what it found; nothing else records that.
 
 The units are Debian's for dbus-daemon but for the program: started by `dbus.socket`, ready when
-they say so, spared by the out-of-memory killer on the system bus. They are not sandboxed. All that
+they say so, spared by the out-of-memory killer on the system bus. To reload means to go on with
+newer code as well as with newer configuration: `jitney upgrade`. They are not sandboxed. All that
 systemd offers for that is inherited by the services that the bus starts itself, and most of it
 implies NoNewPrivileges=, with which the set-uid helper of the system bus is no longer root. The
 system bus gives up its own privileges when it becomes `<user>`.
@@ -12,6 +13,7 @@ system bus gives up its own privileges when it becomes `<user>`.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 
@@ -38,7 +40,7 @@ Type=notify
 NotifyAccess=main
 Sockets=dbus.socket
 ExecStart={daemon} {options}
-ExecReload={reload}
+ExecReload={command} upgrade --bus {bus}
 {more}
 
 [Install]
@@ -49,18 +51,16 @@ Alias={alias}
 """
 
 _OPTIONS = "--address=systemd: --nofork --nopidfile --systemd-activation --syslog-only"
-_CALL = "call org.freedesktop.DBus /org/freedesktop/DBus org.freedesktop.DBus ReloadConfig"
-
 _SYSTEM = {
     "description": "D-Bus System Message Bus (jitney)",
     "options": f"--system {_OPTIONS}",
-    "reload": f"/usr/bin/busctl {_CALL}",
+    "bus": "system",
     "more": "OOMScoreAdjust=-900",
 }
 _USER = {
     "description": "D-Bus User Message Bus (jitney)",
     "options": f"--session {_OPTIONS}",
-    "reload": f"/usr/bin/busctl --user {_CALL}",
+    "bus": "session",
     "more": "Slice=session.slice",
 }
 
@@ -88,6 +88,7 @@ def text(scope: str, daemon: str, made: Iterable[str]) -> str:
         alias=ALIAS,
         mounts=mounts,
         daemon=quoted(daemon),
+        command=quoted(os.path.join(os.path.dirname(daemon), "jitney")),
         notes="\n".join([_NOTES, *(_MADE + folder for folder in made)]),
         **(_SYSTEM if scope == "system" else _USER),
     )

@@ -29,10 +29,10 @@ Record = dict[str, Any]
 
 
 def composed(
-    daemon: Daemon, service: BusService, caller: tuple[Any, int] | None, began: int
+    daemon: Daemon, service: BusService, caller: tuple[Any, int] | None, began: int, first: bool
 ) -> tuple[Record, Luggage]:
-    """What the bus is at this moment. `caller` and `serial` of who asked for the upgrade; `began`:
-    since when nobody is served (ns)."""
+    """What the bus is at this moment. `caller`: connection and serial of who asked for the upgrade;
+    `began`: since when nobody is served (ns); `first`: this process is going to be the keeper."""
     luggage = Luggage()
     hub = service.hub
     state, places = export(service.bus, peers.newcomers(hub), luggage)
@@ -51,6 +51,7 @@ def composed(
         "read_again": daemon.wants_reading,
         "upgrades": daemon.upgrades + 1,
         "keeper": luggage.fd(daemon.keeper.fileno()) if daemon.keeper is not None else -1,
+        "keeper_to_be": first,
         "caller": [places.get(caller[0], -1), caller[1]] if caller is not None else [-1, 0],
         "began": began,
         "pid": os.getpid(),
@@ -112,10 +113,10 @@ def applied(daemon: Daemon, service: BusService, document: Record, source: Sourc
         # Who is in stays in; but the policy learns who these users are.
         for uid in {conn.user.uid for conn in conns if conn.user.uid is not None}:
             service.front.look_up(uid)
+    peers.restore_peers(hub, document["hub"], source, fds, conns, daemon.listeners)
     for conn in conns:
         if conn.id:
             service.front.give_policy(conn)
-    peers.restore_peers(hub, document["hub"], source, fds, conns, daemon.listeners)
     driver.serial, driver.stats_serial, driver.connection_stats_serial = document["driver"]
     kept = document["keeper"] >= 0
     changed = activations.restore_activations(

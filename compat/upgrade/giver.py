@@ -113,7 +113,7 @@ class Giver:
             self.fail(f"it {reason}{self.end()}")
             return
         if "ready" not in packet:
-            self.fail(str(packet.get("refused", "it says what makes no sense")))
+            self.fail(f"it {_complaint(packet)}")
         elif form.VERSION not in packet["ready"]:
             known = ", ".join(map(str, packet["ready"]))
             self.fail(f"it reads states of version {known}, and this bus writes {form.VERSION}")
@@ -150,7 +150,7 @@ class Giver:
             # Nobody but the pid's owner knows who waits for it.
             kept, daemon.keeper = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            document, luggage = composed(daemon, service, self.caller, began)
+            document, luggage = composed(daemon, service, self.caller, began, kept is not None)
             sets = places_of(luggage)
             pieces = form.pack(document, luggage.blobs, sets)
             file = _sealed(pieces)
@@ -163,7 +163,7 @@ class Giver:
                 self.channel.send({}, luggage.fds[i : i + MAX_FDS], TAKE)
             packet = self.answer(TAKE + size / _PACE)
             if packet.get("taken") != document["bus"]["last_id"]:
-                raise Broken(str(packet.get("refused", "says what makes no sense")))
+                raise Broken(_complaint(packet))
         except BaseException:
             if kept is not None:
                 kept.close()
@@ -231,6 +231,10 @@ def new_command(program: str) -> list[str]:
     else:
         words = list(sys.orig_argv)
     return [word for word in words if not word.startswith("--take-over=")]
+
+
+def _complaint(packet: Packet) -> str:
+    return f"says: {packet['refused']}" if "refused" in packet else "says what makes no sense"
 
 
 def _sealed(pieces: list[bytes]) -> int:

@@ -7,6 +7,7 @@ If the old one is gone by the time "go" should come, there is nobody else left t
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
@@ -43,6 +44,7 @@ class Taker:
         self.document: Record = {}
         self.fds: list[int] = []
         self.changed = False
+        self.orphaned = False
 
     def run(self, prepare: Callable[[Record, list[int]], None]) -> None:
         """Returns when this is the bus, or never. `prepare` builds one, given what the old process
@@ -61,7 +63,7 @@ class Taker:
         text = getattr(error, "text", None) or f"{type(error).__name__}: {error}"
         try:
             if not isinstance(error, Broken):
-                self.channel.send({"refused": f"it says: {text}"})
+                self.channel.send({"refused": text})
                 if not hasattr(error, "text"):
                     self.daemon.log.warning("In an upgrade: " + traceback.format_exc())
         finally:
@@ -91,7 +93,7 @@ class Taker:
             if "go" not in packet:
                 raise ValueError("the old process changed its mind")
         except Broken:
-            pass  # it is gone
+            self.orphaned = True
         self.channel.close()
 
     def begin(self) -> None:
@@ -162,6 +164,13 @@ class Taker:
             return
         sock = socket.socket(fileno=self.fds[place])
         sock.setblocking(False)
+        if self.orphaned:
+            if self.document["keeper_to_be"]:
+                # Whoever was to be it is gone.
+                sock.close()
+                return
+            with contextlib.suppress(OSError):
+                sock.send(b"%d" % os.getpid())
         service: Any = self.daemon.service
         self.daemon.keeper = sock
         service.hub.loop.add_reader(sock.fileno(), self.hear_keeper)

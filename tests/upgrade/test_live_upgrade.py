@@ -353,6 +353,25 @@ def test_new_configuration_is_read(bus: buses.Daemon) -> None:
     assert "com.example.New" in names
 
 
+def test_policies_of_groups_and_of_users() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can be others")
+    rules = (
+        '<policy context="default"><deny own="com.example.N"/></policy>'
+        '<policy group="{}"><allow own="com.example.N"/></policy>'.format(os.getegid())
+    )
+    with buses.running(buses.jitney_command(), extra=rules) as bus:
+        one, other = joined(bus.address), joined(bus.address, uid=65534, groups=[65534])
+        upgrade(one)
+        denied = other.reply_to(other.driver(b"RequestName", "su", "com.example.N", 0))
+        assert denied.error_name == "org.freedesktop.DBus.Error.AccessDenied"
+        assert one.reply_to(one.driver(b"RequestName", "su", "com.example.N", 0)).body == [1]
+        asked = one.driver(b"GetConnectionCredentials", "s", other.unique_name)
+        found = one.reply_to(asked).body[0]
+        assert found["UnixUserID"] == ("u", 65534)
+        assert found["ProcessID"] == ("u", os.getpid())
+
+
 def test_many_in_a_row_leave_nothing(bus: buses.Daemon) -> None:
     one, two = joined(bus.address), joined(bus.address)
     upgrade(one)
