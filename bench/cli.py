@@ -34,11 +34,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     base.add_argument("file")
     base.add_argument("baseline")
     commands.add_parser("list", help="brokers and scenarios")
+    upgraded = commands.add_parser("upgrade", help="how long a jitney that is upgraded stands still")
+    upgraded.add_argument("words", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or (words[0] not in commands.choices and words[0] not in ("-h", "--help")):
         words.insert(0, "run")
     if words[0] == "compare":
         return compare.main(words[1:])
+    if words[0] == "upgrade":
+        from . import upgrade
+
+        return upgrade.main(words[1:])
     options = parser.parse_args(words)
     if options.command == "list":
         return _list()
