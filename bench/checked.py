@@ -1,8 +1,8 @@
 """Clients that check what they get: calls, signals and descriptors with numbers in them.
 
-Invariant: every number that is sent arrives once, where it belongs and in its turn, or `Load.wrong`
-says what did not; a connection that ends is wrong as well. Plain Python on one epoll set, so that it
-runs beside a broker of either build.
+Invariant: every number that is sent arrives once, where it belongs and in its turn, or
+`Load.wrong` says what did not; a connection that ends is wrong as well. Plain Python on one epoll
+set, so that it runs beside a broker of either build.
 """
 
 from __future__ import annotations
@@ -74,7 +74,9 @@ class Client:
                     del self.out[: self.sock.send(self.out)]
                     continue
                 data, fds = self.fds_out.pop(0)
-                extra = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+                extra = (
+                    [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+                )
                 sent = self.sock.sendmsg([data], extra)
                 for fd in fds:
                     os.close(fd)

@@ -34,7 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     base.add_argument("file")
     base.add_argument("baseline")
     commands.add_parser("list", help="brokers and scenarios")
-    upgraded = commands.add_parser("upgrade", help="how long a jitney that is upgraded stands still")
+    upgraded = commands.add_parser(
+        "upgrade", help="how long a jitney that is upgraded stands still"
+    )
     upgraded.add_argument("words", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or (words[0] not in commands.choices and words[0] not in ("-h", "--help")):

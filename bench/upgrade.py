@@ -1,8 +1,8 @@
 """`jitney bench upgrade`: how long a bus stands still when it is upgraded under load, and whether
 anybody loses anything.
 
-Invariant: the load goes on all the time, and each message of it is checked (see `checked`); whatever
-is lost, doubled, out of order or disconnected is printed and makes the status 1.
+Invariant: the load goes on all the time, and each message of it is checked (see `checked`);
+whatever is lost, doubled, out of order or disconnected is printed and makes the status 1.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ def main(words: Sequence[str]) -> int:
         "and pass descriptors, and services are being started; tells how long it stood still.",
     )
     parser.add_argument("--connections", type=int, default=1000, help="so many (1000)")
-    parser.add_argument("--upgrades", type=int, default=100, help="so many, one after the other (100)")
+    parser.add_argument(
+        "--upgrades", type=int, default=100, help="so many, one after the other (100)"
+    )
     parser.add_argument("--idle", action="store_true", help="connections that say nothing")
     parser.add_argument("--broker", default="jitney", help="or jitney-pure")
     parser.add_argument("--json", metavar="FILE", help="write the figures there")
@@ -139,14 +141,14 @@ class Crowd:
             self.callers.append(Caller(self.load, caller, server, len(self.callers) < WITH_FDS))
 
     def upgrade(self, turn: int) -> dict[str, Any] | None:
-        """One upgrade, with half a message of some and a service that is being started; what the new
-        process says."""
+        """One upgrade, with half a message of some and a service that is being started; what the
+        new process says."""
         name = b"org.example.Late%d" % turn
         folder = self.running.folder / "services"
         (folder / f"{name.decode()}.service").write_text(SERVICE.format(name=name.decode()))
         self.waiting = 1
         self.wanting.call(wire.call(name, b"Count", b"uay", numbered(turn)), self.served)
-        asked = []
+        asked: list[int] = []
         for client in self.halves:
             data = wire.driver_call(b"NameHasOwner", b"s", wire.string(wire.DRIVER))
             serial = client.next()
@@ -195,7 +197,9 @@ class Crowd:
 
     def finish(self) -> None:
         """Everything that is under way comes to its end."""
-        for one in (*self.callers, *self.broadcasters):
+        for caller in self.callers:
+            caller.stopped = True
+        for one in self.broadcasters:
             one.stopped = True
         done = self.load.run(
             lambda: (

@@ -14,21 +14,14 @@ from __future__ import annotations
 
 from typing import Any
 
-try:
-    import cython
-except ImportError:
-    from ._cython import cython
-
-from .accounting import Tally, User
+from .accounting import User
 from .bus import Bus
 from .connection import MONITOR, Connection
 from .match import Arg, Rule
 from .meter import Counts, Histogram
 from .names import Name, Owner
-from .queue import Queue
 from .replies import Slot
 from .trace import Tracer
-
 
 Record = dict[str, Any]
 
@@ -65,7 +58,8 @@ class Sink:
         return number
 
 
-def text(data: bytes | None) -> str | None:
+def text(data: bytes | None) -> Any:
+    """One character a byte; None for None."""
     return None if data is None else data.decode("latin-1")
 
 
@@ -286,4 +280,7 @@ def _counts(counts: Counts) -> list[Any]:
 def _histogram(histogram: Histogram | None) -> list[Any] | None:
     if histogram is None:
         return None
-    return [histogram.count, histogram.sum, [histogram.buckets[i] for i in range(22)]]
+    buckets = [histogram.buckets[i] for i in range(22)]
+    while buckets and not buckets[-1]:
+        buckets.pop()
+    return [histogram.count, histogram.sum, buckets]

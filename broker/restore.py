@@ -1,9 +1,10 @@
 # cython: infer_types=True
 """Restore: makes a bus what another one was, from the plain data that `export` wrote.
 
-Invariant: a bus is restored whole, and then says of itself what the exporting one said (`verify()`),
-or BadState is raised and the bus is good for nothing. Nobody is told anything: no signal is sent, no
-name changes hands. Policies and transports are the front's, which gives them afterwards.
+Invariant: a bus is restored whole, and then says of itself what the exporting one said
+(`verify()`), or BadState is raised and the bus is good for nothing. Nobody is told anything: no
+signal is sent, no name changes hands. Policies and transports are the front's, which gives them
+afterwards.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from .fds import FdSet
 from .match import Rule
 from .mem import Buffer
 from .meter import Counts, Histogram
-from .names import Name, Owner
-from .queue import Queue, sender_field
+from .names import Owner
+from .queue import sender_field
 from .trace import Tracer
 
 if not cython.compiled:
@@ -61,7 +62,8 @@ class Source:
         return claimed
 
 
-def raw(text: str | None) -> bytes | None:
+def raw(text: Any) -> Any:
+    """The bytes that `export.text()` made a text of."""
     return None if text is None else text.encode("latin-1")
 
 
@@ -304,8 +306,8 @@ def _histogram(record: list[Any] | None) -> Histogram | None:
     histogram = Histogram()
     histogram.count = record[0]
     histogram.sum = record[1]
-    for i in range(22):
-        histogram.buckets[i] = record[2][i]
+    for i, count in enumerate(record[2]):
+        histogram.buckets[i] = count
     return histogram
 
 

@@ -1,7 +1,7 @@
 """org.jitney.Upgrade1: another process, with newer code, goes on with the bus as it is.
 
-Invariant: the call is answered by whichever process is the bus afterwards: with what was taken over,
-as JSON, or with an error. Root and the bus's own user alone may ask.
+Invariant: the call is answered by whichever process is the bus afterwards: with what was taken
+over, as JSON, or with an error. Root and the bus's own user alone may ask.
 
 The interface is our own; dbus-daemon has none like it.
 """

@@ -44,7 +44,7 @@ def export_activations(activator: Activator, places: dict[Any, int], luggage: Lu
     order = {id(child): i for i, child in enumerate(children)}
     return {
         "environment": [[text(k), text(v)] for k, v in activator.environment.items()],
-        "names": sorted(str(text(name)) for name in activator.services.names),
+        "names": sorted(text(name) for name in activator.services.names),
         "asked": [[uid, count] for uid, count in activator.asked.items()],
         "outcomes": [[text(n), how, count] for (n, how), count in activator.outcomes.items()],
         "children": [_child(child, luggage) for child in children],
@@ -99,13 +99,13 @@ def restore_activations(
     """Goes on with them; whether the names that can be started are others now. `kept`: a keeper
     will say how processes end."""
     activator.environment.clear()
-    activator.environment.update((raw(k) or b"", raw(v) or b"") for k, v in record["environment"])
-    activator.asked.update({uid: count for uid, count in record["asked"]})
-    activator.outcomes.update({(raw(n) or b"", how): count for n, how, count in record["outcomes"]})
+    activator.environment.update((raw(k), raw(v)) for k, v in record["environment"])
+    activator.asked.update(dict(record["asked"]))
+    activator.outcomes.update({(raw(n), how): count for n, how, count in record["outcomes"]})
     children = [_restored(activator.spawner, one, fds, kept) for one in record["children"]]
     for one in record["pending"]:
         _begin(activator, one, source, children, conns)
-    return sorted(str(text(name)) for name in activator.services.names) != record["names"]
+    return sorted(text(name) for name in activator.services.names) != record["names"]
 
 
 def _restored(spawner: Spawner, record: Record, fds: list[int], kept: bool) -> Child:
@@ -136,9 +136,7 @@ def ended(spawner: Spawner, pid: int, status: int) -> None:
 def _begin(
     activator: Activator, record: Record, source: Source, children: list[Child], conns: list[Any]
 ) -> None:
-    pending = Pending(
-        raw(record["name"]) or b"", record["exec"], record["unit"], record["helper"]
-    )
+    pending = Pending(raw(record["name"]), record["exec"], record["unit"], record["helper"])
     pending.deadline = record["deadline"]
     loop: asyncio.AbstractEventLoop = activator.loop
     pending.timer = loop.call_at(pending.deadline, activator._timed_out, pending)
@@ -159,5 +157,3 @@ def _begin(
             entry = Waiting(conns[place], msg, auto=auto)
         activator.book.add(pending, entry)
     activator.bus.names.set_activator(pending.name, pending)
-
-

@@ -1,7 +1,7 @@
 """Channel: what the old process and the new one say to each other.
 
-Invariant: a packet arrives whole or not at all, with its descriptors; whatever goes wrong is Broken.
-Packets are JSON objects over a SOCK_SEQPACKET pair; docs/upgrade.md says which.
+Invariant: a packet arrives whole or not at all, with its descriptors; whatever goes wrong is
+Broken. Packets are JSON objects over a SOCK_SEQPACKET pair; docs/upgrade.md says which.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ class Channel:
     def fileno(self) -> int:
         return self.sock.fileno()
 
-    def send(self, packet: Packet, fds: list[int] | tuple[int, ...] = (), timeout: float = 5.0) -> None:
+    def send(
+        self, packet: Packet, fds: list[int] | tuple[int, ...] = (), timeout: float = 5.0
+    ) -> None:
         data = json.dumps(packet).encode()
         extra = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         self.sock.settimeout(timeout)

@@ -90,7 +90,9 @@ def listening(records: Iterable[Record], fds: list[int]) -> list[Server]:
     return servers
 
 
-def applied(daemon: Daemon, service: BusService, document: Record, source: Source, fds: list[int]) -> bool:
+def applied(
+    daemon: Daemon, service: BusService, document: Record, source: Source, fds: list[int]
+) -> bool:
     """Makes a fresh bus what the document says; whether other services can be started now.
 
     Raises whatever goes wrong; the bus is good for nothing then."""
@@ -105,9 +107,7 @@ def applied(daemon: Daemon, service: BusService, document: Record, source: Sourc
     daemon.log.lost += document["log_lost"]
     service.peaks.highest.update(document["peaks"])
     daemon.take_servers(listening(document["servers"], fds))
-    conns = restore(
-        bus, document["bus"], source, lambda tracer: trace.soon(driver, tracer)
-    )
+    conns = restore(bus, document["bus"], source, lambda tracer: trace.soon(driver, tracer))
     policies = service.front.policies
     if policies.unknown_users or policies.unknown_groups:
         # Who is in stays in; but the policy learns who these users are.

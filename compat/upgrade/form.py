@@ -1,11 +1,11 @@
 """What a state looks like on its way: a head, a JSON text, and bytes that the text tells by number.
 
-Invariant: what `unpack()` gives back is what `pack()` was given, or it raises BadState; nothing in a
-state is code, and no reader needs the version of Python that wrote it. Each version that was ever
+Invariant: what `unpack()` gives back is what `pack()` was given, or it raises BadState; nothing in
+a state is code, and no reader needs the version of Python that wrote it. Each version that was ever
 written has a reader here for good, which makes a state of the latest version of it.
 
-    head    MAGIC, version (u32), checksum of all behind the head (CRC-32, u32), bytes of text (u64),
-            bytes behind the text (u64); little-endian
+    head    MAGIC, version (u32), CRC-32 of all behind the head (u32), bytes of text (u64), bytes
+            behind the text (u64); little-endian
     text    JSON, in ASCII: {"document": ..., "blobs": [size of each], "sets": [[place, ...], ...]}
     blobs   one behind the other
 """

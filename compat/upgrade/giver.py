@@ -47,8 +47,8 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 
 class Giver:
-    """One attempt. `command`: a program to run instead of what runs now, or ""; `caller`: connection
-    and serial of the call that asked; `over` is called when the attempt has failed."""
+    """One attempt. `command`: a program to run instead of what runs now, or ""; `caller`:
+    connection and serial of the call that asked; `over` is called when the attempt has failed."""
 
     def __init__(
         self,
@@ -138,7 +138,7 @@ class Giver:
                 gc.enable()
 
     def hand_over(self) -> socket.socket | None:
-        """Everything, to the last "go". Our end of the keeper's socket, if we are to be the keeper."""
+        """Everything, up to "taken". Our end of the keeper's socket, if we are to be it."""
         daemon = self.daemon
         service: Any = daemon.service
         service.hub.flush()
@@ -226,10 +226,7 @@ class Giver:
 
 def new_command(program: str) -> list[str]:
     """How the new process is called: as this one was, or `program` with the same options."""
-    if program:
-        words = [program, *sys.argv[1:]]
-    else:
-        words = list(sys.orig_argv)
+    words = [program, *sys.argv[1:]] if program else sys.orig_argv
     return [word for word in words if not word.startswith("--take-over=")]
 
 

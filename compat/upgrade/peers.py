@@ -10,11 +10,6 @@ from __future__ import annotations
 
 from typing import Any
 
-try:
-    import cython
-except ImportError:
-    from jitney.broker._cython import cython
-
 from jitney.broker.connection import Connection
 from jitney.broker.export import Sink, text
 from jitney.broker.mem import Buffer
@@ -68,10 +63,8 @@ def export_peers(
     hub: Hub, listeners: list[Any], places: dict[Any, int], luggage: Luggage
 ) -> Record:
     """All peers, and since when which of them are waited for."""
-    numbers = {}
-    for i, listener in enumerate(listeners):
-        numbers[listener] = i
-    records = []
+    numbers = {listener: i for i, listener in enumerate(listeners)}
+    records: list[Record] = []
     order = {}
     for peer in hub.peers:
         if peer is None or peer.state == _CLOSED:

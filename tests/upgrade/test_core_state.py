@@ -1,5 +1,5 @@
-"""A bus that is exported and restored at any moment answers as one that never was: two buses get the
-same things to do, and one of them is another one every now and then."""
+"""A bus that is exported and restored at any moment answers as one that never was: two buses get
+the same things to do, and one of them is another one every now and then."""
 
 from __future__ import annotations
 
@@ -141,7 +141,9 @@ class Twins(RuleBasedStateMachine):
 
     @rule(who=WHO, name=st.sampled_from(NAMES), flags=st.integers(0, 7))
     def request(self, who: int, name: bytes, flags: int) -> None:
-        self.both(lambda bus, conns: conns[who].state == 1 and bus.request_name(conns[who], name, flags))
+        self.both(
+            lambda bus, conns: conns[who].state == 1 and bus.request_name(conns[who], name, flags)
+        )
 
     @rule(who=WHO, name=st.sampled_from(NAMES))
     def release(self, who: int, name: bytes) -> None:
@@ -149,7 +151,9 @@ class Twins(RuleBasedStateMachine):
 
     @rule(who=WHO, which=st.sampled_from(RULES))
     def add_match(self, who: int, which: dict[str, Any]) -> None:
-        self.both(lambda bus, conns: conns[who].state == 1 and bus.add_match(conns[who], Rule(**which)))
+        self.both(
+            lambda bus, conns: conns[who].state == 1 and bus.add_match(conns[who], Rule(**which))
+        )
 
     @rule(who=WHO, which=st.sampled_from(RULES))
     def remove_match(self, who: int, which: dict[str, Any]) -> None:

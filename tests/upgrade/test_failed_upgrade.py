@@ -1,4 +1,4 @@
-"""Upgrades to what is no good: the old bus goes on, nobody lost anything, and the next one works."""
+"""Upgrades to what is no good: the old bus goes on, nobody lost anything, and the next works."""
 
 from __future__ import annotations
 
@@ -18,42 +18,50 @@ WRONG = {
     "ends at once": ("os._exit(3)", r"exit status 3"),
     "is killed": ("os.kill(os.getpid(), signal.SIGKILL)", r"killed by signal 9"),
     "raises as it starts": ("assembly.build = None", r"it says: TypeError"),
-    "does not know the format": ("form.READERS.clear(); form.READERS[9] = None", r"states of version 9"),
+    "knows no such state": ("form.READERS = {9: None}", r"states of version 9"),
     "rejects the state": (
-        "from jitney.broker.restore import BadState\n"
-        "def reject(*args): raise BadState('it does not add up')\n"
-        "form.READERS[1] = reject",
+        """
+from jitney.broker.restore import BadState
+def reject(*args):
+    raise BadState("it does not add up")
+form.READERS[1] = reject
+""",
         r"it does not add up",
     ),
     "crashes while it takes over": (
-        "def crash(*args): os.kill(os.getpid(), signal.SIGSEGV)\ntaker.applied = crash",
+        "taker.applied = lambda *args: os.kill(os.getpid(), signal.SIGSEGV)",
         r"killed by signal 11",
     ),
     "crashes when it has taken over": (
-        "def crash(*args): os.kill(os.getpid(), signal.SIGKILL)\n"
-        "was = taker.applied\n"
-        "def applied(*args): was(*args); crash()\n"
-        "taker.applied = applied",
+        """
+was = taker.applied
+def applied(*args):
+    was(*args)
+    os.kill(os.getpid(), signal.SIGKILL)
+taker.applied = applied
+""",
         r"killed by signal 9",
     ),
     "hangs while it takes over": (
-        "def hang(*args): time.sleep(1000)\ntaker.applied = hang",
+        "taker.applied = lambda *args: time.sleep(1000)",
         r"has said nothing for 5",
     ),
     "says that it took over another bus": (
-        "was = taker.Taker.receive\n"
-        "def receive(self):\n"
-        "    send = self.channel.send\n"
-        "    self.channel.send = lambda packet: send({'taken': 99999})\n"
-        "    was(self)\n"
-        "taker.Taker.receive = receive",
+        """
+was = taker.Taker.receive
+def receive(self):
+    send = self.channel.send
+    self.channel.send = lambda packet: send({"taken": 99999})
+    was(self)
+taker.Taker.receive = receive
+""",
         r"what makes no sense",
     ),
     "reads another configuration": (
-        "sys.argv[1:] = [w if 'config-file' not in w else '--config-file=/nowhere' for w in sys.argv[1:]]",
-        r"Failed to open \"/nowhere\"|/nowhere",
+        "sys.argv[1:] = ['--config-file=/nowhere', sys.argv[-1]]",
+        r"/nowhere",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.fixture
@@ -120,7 +128,7 @@ def test_the_old_bus_goes_on(
     asker = busy[1]
     before = descriptors(bus.pid)
     for _ in range(1 if "hangs" in what else 2):
-        with pytest.raises(NotUpgraded, match=f"(?s)^Upgrade failed: .*{reason}.*goes on as it was"):
+        with pytest.raises(NotUpgraded, match=f"(?s)^Upgrade failed: .*{reason}.*goes on"):
             upgrade(asker, program)
     assert pid_of(asker) == bus.pid
     # No process is left, and no descriptor.
@@ -156,20 +164,21 @@ def test_a_configuration_that_is_broken_by_now(bus: buses.Daemon, busy: list[Raw
     file = bus.directory / "bus.conf"
     good = file.read_text()
     file.write_text("<busconfig><nonsense>")
-    with pytest.raises(NotUpgraded, match="bus.conf"):
+    with pytest.raises(NotUpgraded, match=r"bus\.conf"):
         upgrade(busy[1])
     file.write_text(good)
     goes_on(bus.address, busy)
     upgrade(busy[1])
 
 
-def test_the_old_one_dies_meanwhile(bus: buses.Daemon, busy: list[RawClient], tmp_path: Path) -> None:
+def test_the_old_one_dies_meanwhile(
+    bus: buses.Daemon, busy: list[RawClient], tmp_path: Path
+) -> None:
     """Before it has handed over: the bus is gone, and the new process with it."""
     mark = tmp_path / "mark"
     program = build(
         tmp_path,
-        f"open({str(mark)!r}, 'w').write(str(os.getpid()))\n"
-        "was = form.READERS\ntime.sleep(1)",
+        f"open({str(mark)!r}, 'w').write(str(os.getpid()))\ntime.sleep(1)",
     )
     busy[1].driver(b"Upgrade", "s", program, interface=b"org.jitney.Upgrade1")
     until(lambda: mark.exists() and mark.read_text())
@@ -183,17 +192,20 @@ def test_the_old_one_dies_before_it_says_go(
     """When all is taken over: the new process is the bus, since nobody else is."""
     program = build(
         tmp_path,
-        "was = taker.Taker.wait\n"
-        f"def wait(self): os.kill({bus.pid}, signal.SIGKILL); was(self)\n"
-        "taker.Taker.wait = wait\n"
-        # It takes the old process a moment to hear the answer.
-        f"was_receive = taker.Taker.receive\n"
-        "def receive(self):\n"
-        "    send = self.channel.send\n"
-        f"    self.channel.send = lambda packet: (os.kill({bus.pid}, signal.SIGSTOP), send(packet))\n"
-        "    was_receive(self)\n"
-        "    self.channel.send = send\n"
-        "taker.Taker.receive = receive",
+        f"""
+old = {bus.pid}
+receive, wait = taker.Taker.receive, taker.Taker.wait
+def received(self):
+    # So that it does not hear the answer any more.
+    send = self.channel.send
+    self.channel.send = lambda packet: (os.kill(old, signal.SIGSTOP), send(packet))
+    receive(self)
+    self.channel.send = send
+def waited(self):
+    os.kill(old, signal.SIGKILL)
+    wait(self)
+taker.Taker.receive, taker.Taker.wait = received, waited
+""",
     )
     asker = busy[1]
     serial = asker.driver(b"Upgrade", "s", program, interface=b"org.jitney.Upgrade1")

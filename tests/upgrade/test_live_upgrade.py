@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
+import subprocess
 import time
 from array import array
 from collections.abc import Iterator
@@ -16,8 +18,6 @@ from rawclient import RawClient, build
 from upgrading import NotUpgraded, alive, descriptors, joined, settled, until, upgrade
 
 from jitney.compat import wire
-
-TYPES = {1: "method_call", 2: "method_return", 3: "error", 4: "signal"}
 
 
 @pytest.fixture
@@ -67,7 +67,10 @@ def test_nobody_can_tell(bus: buses.Daemon) -> None:
     # Names go on where they were, and the next newcomer gets the next number.
     owner.close()
     changes = [(m.member, m.body) for m in (watcher.receive(), watcher.receive()) if m is not None]
-    assert ("NameOwnerChanged", ["com.example.N", owner.unique_name, waiting.unique_name]) in changes
+    assert (
+        "NameOwnerChanged",
+        ["com.example.N", owner.unique_name, waiting.unique_name],
+    ) in changes
     assert joined(bus.address).unique_name == ":1.4"
 
 
@@ -117,7 +120,9 @@ def test_messages_cut_at_every_byte(bus: buses.Daemon, fds: int) -> None:
 def test_conversations_cut_at_every_byte(bus: buses.Daemon) -> None:
     identity = str(os.geteuid()).encode().hex().encode()
     lines = (
-        b"\0AUTH NOSUCH\r\nAUTH EXTERNAL\r\nDATA " + identity + b"\r\nNEGOTIATE_UNIX_FD\r\nBEGIN\r\n"
+        b"\0AUTH NOSUCH\r\nAUTH EXTERNAL\r\nDATA "
+        + identity
+        + b"\r\nNEGOTIATE_UNIX_FD\r\nBEGIN\r\n"
     )
     hello = build(
         wire.CALL, 1, [(1, "o", "/org/freedesktop/DBus"), (3, "s", "Hello"),
@@ -358,7 +363,7 @@ def test_policies_of_groups_and_of_users() -> None:
         pytest.skip("only root can be others")
     rules = (
         '<policy context="default"><deny own="com.example.N"/></policy>'
-        '<policy group="{}"><allow own="com.example.N"/></policy>'.format(os.getegid())
+        f'<policy group="{os.getegid()}"><allow own="com.example.N"/></policy>'
     )
     with buses.running(buses.jitney_command(), extra=rules) as bus:
         one, other = joined(bus.address), joined(bus.address, uid=65534, groups=[65534])
@@ -436,10 +441,9 @@ def test_a_daemon_that_forked_keeps_its_pid(tmp_path: Path) -> None:
     config = tmp_path / "bus.conf"
     text = buses.CONFIG.format(type="session", directory=tmp_path, extra="")
     config.write_text(text.replace("<auth>", f"<pidfile>{pidfile}</pidfile><auth>"))
-    import subprocess
-
     output = subprocess.run(
-        [*buses.jitney_command(), "--config-file=bus.conf", "--fork", "--print-pid", "--print-address"],
+        [*buses.jitney_command(), "--config-file=bus.conf", "--fork", "--print-pid",
+         "--print-address"],
         cwd=tmp_path, stdout=subprocess.PIPE, check=True, timeout=30,
     ).stdout.split()  # fmt: skip
     address, pid = output[0].decode(), int(output[1])
@@ -499,8 +503,6 @@ def test_counted_on(bus: buses.Daemon) -> None:
     for _ in range(10):
         one.reply_to(one.driver(b"GetId"))
     upgrade(one)
-    import json
-
     status = one.reply_to(one.driver(b"GetPeer", "s", "", interface=b"org.jitney.Inspect1"))
     assert json.loads(status.body[0])["sent"][1] >= 12
 
@@ -545,5 +547,3 @@ def test_descriptors_half_way(bus: buses.Daemon) -> None:
     got.close_fds()
     assert os.read(inward, 1) == b""
     os.close(inward)
-
-

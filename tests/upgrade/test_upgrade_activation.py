@@ -56,9 +56,7 @@ def test_it_comes_after_all(tmp_path: Path) -> None:
         for m in got:
             m.close_fds()
             assert m.sender == one.unique_name
-            late.message(
-                wire.RETURN, destination=one.unique_name.encode(), reply_serial=m.serial
-            )
+            late.message(wire.RETURN, destination=one.unique_name.encode(), reply_serial=m.serial)
         for serial in calls:
             assert one.reply_to(serial).type == wire.RETURN
         assert upgrade(three)["activations"] == 0
@@ -135,11 +133,7 @@ def test_nobody_waits_any_more(tmp_path: Path) -> None:
         settled(one)
         upgrade(two)
         one.close()
-        until(
-            lambda: not two.reply_to(
-                two.driver(b"NameHasOwner", "s", one.unique_name)
-            ).body[0]
-        )
+        until(lambda: not two.reply_to(two.driver(b"NameHasOwner", "s", one.unique_name)).body[0])
         assert upgrade(two)["activations"] == 1
         late = joined(bus.address)
         late.driver(b"RequestName", "su", NAME, 0)
@@ -149,7 +143,8 @@ def test_nobody_waits_any_more(tmp_path: Path) -> None:
 def test_what_services_find_is_what_it_was(tmp_path: Path) -> None:
     with buses.running(buses.jitney_command()) as bus:
         out = tmp_path / "out"
-        service(bus, f"echo $DBUS_STARTER_ADDRESS $COLOUR $(ulimit -n) > {out}.tmp; mv {out}.tmp {out}; sleep 60")
+        script = f"echo $DBUS_STARTER_ADDRESS $COLOUR $(ulimit -n) > {out}.tmp; mv {out}.tmp {out}"
+        service(bus, script)
         one = joined(bus.address)
         one.reply_to(one.driver(b"UpdateActivationEnvironment", "a{ss}", {"COLOUR": "green"}))
         call(one)
@@ -157,7 +152,7 @@ def test_what_services_find_is_what_it_was(tmp_path: Path) -> None:
         before = out.read_text()
         out.unlink()
         other = "com.example.Other"
-        service(bus, (bus.directory / "services" / f"{NAME}.service").read_text().partition("-c ")[2].strip().strip("'"), other)
+        service(bus, script, other)
         upgrade(one)
         one.message(destination=other.encode(), path=b"/", member=b"M")
         until(out.exists)
