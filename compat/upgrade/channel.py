@@ -44,7 +44,7 @@ class Channel:
         except OSError as error:
             raise Broken(f"cannot be written to: {error.strerror or error}") from None
 
-    def receive(self, timeout: float) -> tuple[Packet, list[int]]:
+    def receive(self, timeout: float | None) -> tuple[Packet, list[int]]:
         self.sock.settimeout(timeout)
         try:
             data, control, flags, _ = self.sock.recvmsg(

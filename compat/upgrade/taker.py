@@ -21,10 +21,12 @@ from typing import TYPE_CHECKING, Any
 from jitney.broker.restore import Source
 
 from .. import process
+from ..wire import marshal
 from . import form
 from .activations import ended
 from .channel import Broken, Channel
 from .document import applied, counted
+from .peers import newcomers
 
 if TYPE_CHECKING:
     from ..daemon import Daemon
@@ -43,6 +45,7 @@ class Taker:
         self.channel = Channel(socket.socket(fileno=fd))
         self.document: Record = {}
         self.fds: list[int] = []
+        self.keeper: socket.socket | None = None
         self.changed = False
         self.orphaned = False
 
@@ -85,11 +88,15 @@ class Taker:
         source = Source(blobs, [[self.fds[place] for place in places] for places in sets])
         service: Any = self.daemon.service
         self.changed = applied(self.daemon, service, self.document, source, self.fds)
+        if self.document["keeper"] >= 0:
+            self.keeper = socket.socket(fileno=self.fds[self.document["keeper"]])
+            self.keeper.setblocking(False)
         self.channel.send({"taken": self.document["bus"]["last_id"]})
 
     def wait(self) -> None:
         try:
-            packet, _ = self.channel.receive(WAIT * 10)
+            # However long: who is silent may be the bus.
+            packet, _ = self.channel.receive(None)
             if "go" not in packet:
                 raise ValueError("the old process changed its mind")
         except Broken:
@@ -98,43 +105,56 @@ class Taker:
 
     def begin(self) -> None:
         """This is the bus: everything that had to wait until this is clear."""
-        document, daemon = self.document, self.daemon
-        service: Any = daemon.service
+        for step in (
+            self.go_on,
+            self.be_known,
+            self.report,
+            self.catch_up,
+        ):
+            try:
+                step()
+            except Exception:
+                # There is nobody any more who could do better.
+                self.daemon.log.warning("In an upgrade: " + traceback.format_exc())
+        gc.enable()
+
+    def go_on(self) -> None:
+        """What is due is done in time, what waits to be sent is sent."""
+        service: Any = self.daemon.service
         hub, bus = service.hub, service.bus
-        daemon.upgrades = document["upgrades"]
-        if document["forked"]:
-            daemon.forked = True
-            os.chdir("/")
-        self.watch_keeper(document["keeper"])
-        if document["pidfile"] is not None:
-            daemon.pidfile = document["pidfile"]
-            if document["keeper"] < 0:
-                self.write_pidfile(document["pidfile"])
         waits = [*hub.incomplete.values(), *hub.fd_waits.values()]
         if bus.replies.next_deadline() > 0:
             waits.append(bus.replies.next_deadline())
         if waits:
             hub.alarm(min(waits))
-        for conn in [*bus.connections.values(), *self.newcomers()]:
+        for conn in [*bus.connections.values(), *newcomers(hub)]:
             if conn.queue.size and not conn.queue.dirty:
                 bus.stir(conn)
-        pause = (time.monotonic_ns() - document["began"]) / 1e6
-        self.report(pause)
+
+    def be_known(self) -> None:
+        """Whoever knows the bus by its process is served."""
+        document, daemon = self.document, self.daemon
+        daemon.upgrades = document["upgrades"]
+        if document["forked"]:
+            daemon.forked = True
+            os.chdir("/")
+        if self.keeper is not None:
+            self.watch_keeper(self.keeper)
+        if document["pidfile"] is not None:
+            daemon.pidfile = document["pidfile"]
+            if self.keeper is None:
+                self.write_pidfile(document["pidfile"])
+
+    def catch_up(self) -> None:
+        """What may have changed while we took over."""
+        service: Any = self.daemon.service
         if self.changed:
             service.front.driver.activatable_services_changed()
-        if document["read_again"]:
-            daemon.reload_soon()
-        gc.enable()
-        # Nothing of what has just been made will go soon.
-        gc.freeze()
+        if self.document["read_again"]:
+            self.daemon.reload_soon()
 
-    def newcomers(self) -> list[Any]:
-        from .peers import newcomers
-
-        service: Any = self.daemon.service
-        return newcomers(service.hub)
-
-    def report(self, pause: float) -> None:
+    def report(self) -> None:
+        pause = (time.monotonic_ns() - self.document["began"]) / 1e6
         numbers = counted(self.document)
         service: Any = self.daemon.service
         self.daemon.log.info(
@@ -147,8 +167,6 @@ class Taker:
         wanted = self.document["bus"]["connections"][place]["id"]
         conn = service.bus.connections.get(wanted)
         if conn is not None and not conn.monitor:
-            from ..wire import marshal
-
             text = json.dumps({"pause_ms": round(pause, 3), "pid": os.getpid(), **numbers})
             service.front.driver.reply(conn, serial, "s", marshal("s", [text]))
 
@@ -159,11 +177,7 @@ class Taker:
         except OSError as error:
             self.daemon.log.warning(str(process.from_errno(error, f'Failed to write to "{path}"')))
 
-    def watch_keeper(self, place: int) -> None:
-        if place < 0:
-            return
-        sock = socket.socket(fileno=self.fds[place])
-        sock.setblocking(False)
+    def watch_keeper(self, sock: socket.socket) -> None:
         if self.orphaned:
             if self.document["keeper_to_be"]:
                 # Whoever was to be it is gone.
