@@ -56,6 +56,8 @@ class Options:
     """Our own: the system log is systemd-journald's, and gets fields."""
     metrics: list[str] = field(default_factory=list)
     """Our own: where these numbers can be read; see `places.check`."""
+    fd_store: bool = False
+    """Our own: the service manager keeps the connections over a crash, see `upgrade.store`."""
     take_over: int | None = None
     """Our own: the descriptor by which a running bus hands over its state, see `upgrade`."""
 
@@ -135,6 +137,8 @@ def _read(
         options.log_journal = True
     elif word.startswith("--metrics="):
         options.metrics.append(_place(word.partition("=")[2]))
+    elif word == "--fd-store":
+        options.fd_store = True
     elif word.startswith("--take-over="):
         options.take_over = _descriptor(word.partition("=")[2])
     elif word == "--nopidfile":

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from jitney.broker.connection import Connection
 
     from .upgrade.giver import Giver
+    from .upgrade.store import Found
 
 _SIGNALS = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 
@@ -104,11 +105,13 @@ class Daemon:
             reading = Reading(self.options.config_file)
             build = self._imports()  # meanwhile
             self._configure(reading.result())
+            kept = self._kept()
             self._listen()
             self._print_address()
             self._become_daemon()
             self._drop_privileges()
             self._assemble(build)
+            self.begin_store(kept)
             self._serve()
         except ConfigError as error:
             return self._fail(_located(error))
@@ -306,6 +309,30 @@ class Daemon:
         self.config = self.config.without_rules()
         # Not before the loop runs: uvloop loses what comes between the two.
         loop.call_soon(self._started, loop)
+
+    def _kept(self) -> Found | None:
+        """What a process before us that crashed left with the service manager."""
+        if not self.options.fd_store:
+            return None
+        from .upgrade.store import found
+
+        kept = found()
+        if kept is not None:
+            self.guid = kept.document["bus"]["guid"]
+        return kept
+
+    def begin_store(self, kept: Found | None, number: int = 0) -> None:
+        service: Any = self.service
+        store = getattr(service, "store", None)
+        if store is None:
+            return
+        store.number = number
+        if kept is not None:
+            from .upgrade.revival import revive
+
+            store.number = kept.number
+            revive(self, service, store, kept)
+        store.begin()
 
     def _serve(self) -> None:
         assert self._loop is not None

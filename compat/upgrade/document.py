@@ -46,6 +46,7 @@ def composed(
         "started": service.started,
         "log_lost": daemon.log.lost,
         "servers": [_server(server, luggage) for server in daemon.servers],
+        "store": service.store.number if service.store is not None else 0,
         "pidfile": daemon.pidfile,
         "forked": daemon.forked,
         "read_again": daemon.wants_reading,

@@ -108,6 +108,7 @@ class Taker:
         for step in (
             self.go_on,
             self.be_known,
+            self.be_stored,
             self.report,
             self.catch_up,
         ):
@@ -144,6 +145,13 @@ class Taker:
             daemon.pidfile = document["pidfile"]
             if self.keeper is None:
                 self.write_pidfile(document["pidfile"])
+
+    def be_stored(self) -> None:
+        """The service manager has the connections already; the journal begins anew."""
+        service: Any = self.daemon.service
+        if service.store is not None:
+            service.store.adopt(service.hub.peers)
+            self.daemon.begin_store(None, self.document["store"])
 
     def catch_up(self) -> None:
         """What may have changed while we took over."""

@@ -1,4 +1,4 @@
-"""Upgrades where somebody listens at NOTIFY_SOCKET: nobody stays behind, and he is told who is it."""
+"""Upgrades where somebody listens at NOTIFY_SOCKET: nobody stays, and he is told who it is."""
 
 from __future__ import annotations
 
