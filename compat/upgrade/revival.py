@@ -77,10 +77,11 @@ def revive(daemon: Daemon, service: BusService, store: Store, kept: Found) -> No
         f"The bus crashed: {len(back)} connections go on, {len(gone)} could not be saved"
     )
     for conn in gone:
-        service.hub.loop.call_soon(_leave, bus, conn)
+        service.hub.loop.call_soon(_leave, bus, store, conn)
 
 
-def _leave(bus: Any, conn: Any) -> None:
+def _leave(bus: Any, store: Store, conn: Any) -> None:
+    store.went(conn)
     bus.disconnect(conn)
 
 
@@ -110,6 +111,8 @@ def _again(bus: Any, record: list[Any], lost: set[int], blocked: set[int]) -> No
     elif kind == "monitor":
         bus.become_monitor(conn, [matchrule.parse(text.encode()) for text in rest[0]])
     elif kind == "lost":
+        # A tracer, which has taken its leave as a client.
+        bus.become_monitor(conn, [])
         lost.add(number)
     elif kind == "blocked":
         blocked.add(number)

@@ -88,8 +88,7 @@ class Manager:
         # As sd_listen_fds(3) wants them; the numbers above are out of the way.
         command = [*buses.jitney_command(), f"--config-file={self.folder}/bus.conf", "--nofork",
                    "--address=systemd:", "--fd-store", *options]  # fmt: skip
-        high = [os.dup(fd) for fd in fds]
-        high = [os.dup2(fd, 500 + i) for i, fd in enumerate(high)]
+        high = [os.dup2(fd, 500 + i) for i, fd in enumerate(fds)]
         script = "".join(f"exec {3 + i}<&{500 + i} {500 + i}<&-\n" for i in range(len(fds)))
         script += 'export LISTEN_PID=$$; exec "$@"'
         process = subprocess.Popen(
