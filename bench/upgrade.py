@@ -51,13 +51,14 @@ def _measure(running: Running, options: argparse.Namespace) -> int:
     load = Load()
     try:
         crowd = Crowd(load, running, options.connections, options.idle)
-        pauses, gaps, seconds = [], [], []
+        pauses, used, gaps, seconds = [], [], [], []
         for i in range(options.upgrades):
             began = time.perf_counter()
             said = crowd.upgrade(i)
             if said is None:
                 break
             pauses.append(float(said["pause_ms"]))
+            used.append(float(said["cpu_ms"]))
             gaps.append(load.longest * 1000)
             seconds.append(time.perf_counter() - began)
             if sys.stderr.isatty():
@@ -70,6 +71,7 @@ def _measure(running: Running, options: argparse.Namespace) -> int:
             "messages": load.received,
             "wrong": len(wrong),
             "pause_ms": _spread(pauses),
+            "cpu_ms": _spread(used),
             "gap_ms": _spread(gaps),
             "whole_ms": _spread([value * 1000 for value in seconds]),
         }
@@ -81,6 +83,7 @@ def _measure(running: Running, options: argparse.Namespace) -> int:
     )
     for key, what in (
         ("pause_ms", "the bus stands still"),
+        ("cpu_ms", "CPU time of both processes in that"),
         ("gap_ms", "no client of all gets anything"),
         ("whole_ms", "from asking for it to the answer"),
     ):

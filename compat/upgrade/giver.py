@@ -143,6 +143,7 @@ class Giver:
         service: Any = daemon.service
         service.hub.flush()
         began = time.monotonic_ns()
+        used = time.process_time_ns()
         if strangers(service.hub):
             raise Broken("cannot take over connections that are no sockets")
         kept = None
@@ -156,7 +157,9 @@ class Giver:
             file = _sealed(pieces)
             size = sum(map(len, pieces))
             try:
-                self.channel.send({"state": size, "fds": len(luggage.fds)}, [file], TAKE)
+                used = time.process_time_ns() - used
+                about = {"state": size, "fds": len(luggage.fds), "used": used}
+                self.channel.send(about, [file], TAKE)
             finally:
                 os.close(file)
             for i in range(0, len(luggage.fds), MAX_FDS):

@@ -46,6 +46,7 @@ class Taker:
         self.document: Record = {}
         self.fds: list[int] = []
         self.keeper: socket.socket | None = None
+        self.used = 0
         self.changed = False
         self.orphaned = False
 
@@ -75,6 +76,7 @@ class Taker:
     def receive(self) -> None:
         """Takes over all there is, and says so."""
         packet, files = self.channel.receive(WAIT)
+        self.used = packet.get("used", 0) - time.process_time_ns()
         gc.disable()
         with open(files[0], "rb") as file:
             file.seek(0)
@@ -163,6 +165,7 @@ class Taker:
 
     def report(self) -> None:
         pause = (time.monotonic_ns() - self.document["began"]) / 1e6
+        used = (self.used + time.process_time_ns()) / 1e6
         numbers = counted(self.document)
         service: Any = self.daemon.service
         self.daemon.log.info(
@@ -175,7 +178,8 @@ class Taker:
         wanted = self.document["bus"]["connections"][place]["id"]
         conn = service.bus.connections.get(wanted)
         if conn is not None and not conn.monitor:
-            text = json.dumps({"pause_ms": round(pause, 3), "pid": os.getpid(), **numbers})
+            times = {"pause_ms": round(pause, 3), "cpu_ms": round(used, 3)}
+            text = json.dumps({**times, "pid": os.getpid(), **numbers})
             service.front.driver.reply(conn, serial, "s", marshal("s", [text]))
 
     def write_pidfile(self, path: str) -> None:
