@@ -38,6 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands.add_parser("list", help="brokers and scenarios")
     kdbus = commands.add_parser("kdbus", help="calls over kdbus's interfaces and our classic bus")
     kdbus.add_argument("words", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    upgraded = commands.add_parser(
+        "upgrade", help="how long a jitney that is upgraded stands still"
+    )
+    upgraded.add_argument("words", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or (words[0] not in commands.choices and words[0] not in ("-h", "--help")):
         words.insert(0, "run")
@@ -47,6 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from . import kdbus as over_kdbus
 
         return over_kdbus.main(words[1:])
+    if words[0] == "upgrade":
+        from . import upgrade
+
+        return upgrade.main(words[1:])
     options = parser.parse_args(words)
     if options.command == "list":
         return _list()

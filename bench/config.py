@@ -62,11 +62,13 @@ class Config:
     `limits`: by the names of dbus-daemon(1), in place of those in LIMITS. Mind that dbus-broker
     counts bytes, descriptors and match rules by user: the limit times `max_connections_per_user`.
     `options`: words for jitney's command line; no other broker can have such a configuration.
+    `services`: folders of service files, below that of the bus.
     """
 
     rules: int = 0
     limits: Mapping[str, int] = field(default_factory=dict)
     options: tuple[str, ...] = ()
+    services: tuple[str, ...] = ()
 
     def files(self, folder: Path) -> dict[str, str]:
         """Names, below `folder`, and contents of the files for a bus that listens on `folder`/bus.
@@ -76,6 +78,7 @@ class Config:
             "<type>session</type>",
             f"<listen>unix:path={folder}/bus</listen>",
             "<auth>EXTERNAL</auth>",
+            *(f"<servicedir>{folder}/{place}</servicedir>" for place in self.services),
             '<policy context="default">',
             '<allow send_destination="*" eavesdrop="true"/>',
             '<allow eavesdrop="true"/>',
@@ -93,6 +96,8 @@ class Config:
 
     def write(self, folder: Path) -> Path:
         """Makes the files in `folder`; the one to start with."""
+        for place in self.services:
+            (folder / place).mkdir()
         for name, text in self.files(folder).items():
             (folder / name).write_text(text)
         return folder / "bus.conf"

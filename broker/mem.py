@@ -203,6 +203,10 @@ class Ring:
         """(size, fds, tally) of each message, oldest first."""
         return [(size, fds, tally) for _, size, fds, tally, _ in self.slots]
 
+    def entries(self) -> list[tuple[int, int, int, int, int]]:
+        """(bytes left, size, fds, tally, when) of each message, oldest first."""
+        return [(left, size, fds, tally, when) for left, size, fds, tally, when in self.slots]
+
 
 class Map64:
     """64-bit key to object."""
@@ -231,6 +235,9 @@ class Map64:
 
     def values(self) -> Iterable[Any]:
         return list(self.slots.values())
+
+    def keys(self) -> list[int]:
+        return list(self.slots)
 
 
 class _Probe:

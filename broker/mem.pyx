@@ -453,6 +453,16 @@ cdef class Ring:
             out.append((slot.size, slot.fds, slot.tally))
         return out
 
+    def entries(self):
+        """(bytes left, size, fds, tally, when) of each message, oldest first."""
+        cdef Py_ssize_t i
+        cdef Charge slot
+        out = []
+        for i in range(self.count):
+            slot = self.slots[(self.first + i) & (self.cap - 1)]
+            out.append((slot.left, slot.size, slot.fds, slot.tally, slot.when))
+        return out
+
 
 cdef class Map64:
     """64-bit key to object, by open addressing. A key's low bits must be well mixed by the caller."""
@@ -550,6 +560,14 @@ cdef class Map64:
         for i in range(self.mask + 1):
             if self.slots[i].value is not NULL:
                 out.append(<object>self.slots[i].value)
+        return out
+
+    def keys(self):
+        cdef Py_ssize_t i
+        out = []
+        for i in range(self.mask + 1):
+            if self.slots[i].value is not NULL:
+                out.append(self.slots[i].key)
         return out
 
 

@@ -34,7 +34,9 @@ if TYPE_CHECKING:
     from .activation import Service as ActivatableService
     from .config import Plain
     from .daemon import Daemon
+    from .driver.table import Interface
     from .exposition import Exposition
+    from .upgrade.store import Store
 
 
 class BusContext:
@@ -49,6 +51,9 @@ class BusContext:
 
     def reload(self) -> None:
         self.daemon.reload()
+
+    def upgrade(self, conn: Connection, serial: int, command: str) -> None:
+        self.daemon.upgrade(command, (conn, serial))
 
     def stats(self) -> Mapping[str, int]:
         bus = self.service.bus
@@ -161,9 +166,17 @@ class BusService:
         self.log = daemon.log
         self.peaks = Peaks()
         self.started = time.monotonic()
-        self.bus = self.bus_type(config.limits(), guid=new_guid())
+        self.bus = self.bus_type(config.limits(), guid=daemon.guid or new_guid())
         self.bus.metered = daemon.options.metered
-        self.front = Front(self.bus, PolicySet(config.policy_spec()), daemon.log)
+        front: type[Front] = Front
+        interfaces: tuple[Interface, ...] = INTERFACES
+        self.store: Store | None = None
+        if daemon.options.fd_store and os.environ.get("NOTIFY_SOCKET"):
+            from .upgrade.store import KeptFront, Store
+
+            self.store = Store(self.bus)
+            front, interfaces = KeptFront, self.store.interfaces(INTERFACES)
+        self.front = front(self.bus, PolicySet(config.policy_spec()), daemon.log)
         self.bus.front = self.front
         self.activator = Activator(
             self.bus,
@@ -174,13 +187,16 @@ class BusService:
         )
         self.front.activator = self.activator
         self.front.use_driver(
-            Driver(self.bus, self.activator, BusContext(self, daemon), INTERFACES)
+            Driver(self.bus, self.activator, BusContext(self, daemon), interfaces)
         )
         self.hub = Hub(self.bus, self.front)
         if len(os.sched_getaffinity(0)) > 1:
             # With a single CPU, whom we wait for could not run while we look.
             self.hub.busy_poll = daemon.options.busy_poll
         self.front.hub = self.hub
+        if self.store is not None:
+            self.store.hub = self.hub
+            self.front.store = self.store  # type: ignore[attr-defined]
         self.watch = DirectoryWatch(loop, self.changed, self.front.log)
         self.watch.watch(self.watched(config))
         self.activator.use_watch(self.watch)
@@ -252,6 +268,8 @@ class BusService:
         self.watch.close()
         self.activator.close()
         self.hub.stop()
+        if self.store is not None:
+            self.store.close()
 
 
 def build(daemon: Daemon, loop: AbstractEventLoop) -> BusService:

@@ -58,6 +58,10 @@ class Options:
     """Our own: where these numbers can be read; see `places.check`."""
     kdbus_mount: str | None = None
     """Our own: where the bus is a bus of kdbus as well; see docs/kdbus.md."""
+    fd_store: bool = False
+    """Our own: the service manager keeps the connections over a crash, see `upgrade.store`."""
+    take_over: int | None = None
+    """Our own: the descriptor by which a running bus hands over its state, see `upgrade`."""
 
 
 class Exit(Exception):
@@ -138,6 +142,10 @@ def _read(
     elif word.startswith("--kdbus-mount="):
         # Before a fork, after which the working directory is another one.
         options.kdbus_mount = os.path.abspath(word.partition("=")[2])
+    elif word == "--fd-store":
+        options.fd_store = True
+    elif word.startswith("--take-over="):
+        options.take_over = _descriptor(word.partition("=")[2])
     elif word == "--nopidfile":
         options.write_pidfile = False
     elif word in ("--system", "--session"):

@@ -17,6 +17,7 @@ SUBCOMMANDS = {
     "matches": ("jitney.compat.look.matches", "its match rules"),
     "explain": ("jitney.compat.explain", "which rule of the policy allows or denies something"),
     "check-config": ("jitney.compat.check_config", "find mistakes in configuration files"),
+    "upgrade": ("jitney.compat.upgrade.command", "have a running bus go on with newer code"),
     "install": ("jitney.compat.install", "make jitney the system bus, or a user's session bus"),
     "uninstall": ("jitney.compat.uninstall", "restore what was the bus before"),
     "trace": ("jitney.compat.trace.command", "show the messages that pass on a bus, timed"),

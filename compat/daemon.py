@@ -31,7 +31,12 @@ if TYPE_CHECKING:
     import socket
     from asyncio import AbstractEventLoop
 
-_SIGNALS = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)
+    from jitney.broker.connection import Connection
+
+    from .upgrade.giver import Giver
+    from .upgrade.store import Found
+
+_SIGNALS = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 
 
 class Service(Protocol):
@@ -72,7 +77,14 @@ class Daemon:
         self._reading: Reading | None = None
         self._read_again = False
         self._overtaken = False
-        self._pidfile: str | None = None
+        self._giver: Giver | None = None
+        # What one process of the bus hands on to the next, besides the bus.
+        self.guid = ""
+        self.directory = os.getcwd()
+        self.pidfile: str | None = None
+        self.forked = False
+        self.keeper: socket.socket | None = None
+        self.upgrades = 0
         self._fork: process.Fork | None = None
         self._loop: AbstractEventLoop | None = None
         self._early: list[int] = []  # signals that came before there was a loop
@@ -89,16 +101,21 @@ class Daemon:
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         for number in _SIGNALS:
             signal.signal(number, self._remember)
+        if self.options.take_over is not None:
+            return self._take_over_bus(self.options.take_over)
         try:
             reading = Reading(self.options.config_file)
             build = self._imports()  # meanwhile
             self._configure(reading.result())
+            kept = self._kept()
             self._listen()
             self._mount()
             self._print_address()
             self._become_daemon()
             self._drop_privileges()
-            self._serve(build)
+            self._assemble(build)
+            self.begin_store(kept)
+            self._serve()
         except ConfigError as error:
             return self._fail(_located(error))
         except DBusError as error:
@@ -170,6 +187,39 @@ class Daemon:
         self._warn_of_config()
         self.log.info("Reloaded configuration")
 
+    def upgrade(self, command: str = "", caller: tuple[Connection, int] | None = None) -> None:
+        """Hand the bus over to a new process, of `command` or of what we are; see `upgrade.giver`.
+
+        Raises DBusError if that cannot even begin."""
+        from .upgrade.giver import Giver
+
+        if self._giver is not None:
+            raise DBusError(FAILED, "An upgrade is under way already")
+        giver = Giver(self, command, caller, self._not_upgraded)
+        giver.start()
+        self._giver = giver
+
+    def upgrade_soon(self) -> None:
+        """The same for a signal."""
+        try:
+            self.upgrade()
+        except DBusError as error:
+            self.log.warning(error.text)
+
+    def _not_upgraded(self) -> None:
+        self._giver = None
+
+    @property
+    def wants_reading(self) -> bool:
+        """Whether the configuration may be another one than was read."""
+        return self._reading is not None or self._read_again
+
+    def forget_reading(self) -> None:
+        """Another process will read it."""
+        if self._reading is not None:
+            self._reading.forget()
+            self._reading = None
+
     def quit(self) -> None:
         """End the loop, and with it the daemon."""
         if self._loop is not None:
@@ -204,15 +254,19 @@ class Daemon:
         else:
             addresses = list(config.addresses)
         self.servers = open_servers(addresses, self.log.warning)
-        for server in self.servers:
-            offer = Offer(server.guid, config.auth, config.allow_anonymous, _keyring)
-            for listener in server.listeners:
-                listener.offer = offer
+        self._offer()
         self.address = printed_address(self.servers)
         for place in self.options.metrics:
             from .places import listen
 
             self.metrics.append((place, listen(place)))
+
+    def _offer(self) -> None:
+        config = self.config
+        for server in self.servers:
+            offer = Offer(server.guid, config.auth, config.allow_anonymous, _keyring)
+            for listener in server.listeners:
+                listener.offer = offer
 
     def _imports(self) -> Build:
         """Import the rest before the address is out: whoever waits for it connects at once."""
@@ -257,10 +311,11 @@ class Daemon:
             self._fork = process.daemonise(
                 pidfile=pidfile, print_pid=options.print_pid, keep_umask=config.keep_umask
             )
+            self.forked = True
             self.log.prefix = prefix_for(config.type)
         elif pidfile is not None:
             process.write_pidfile(pidfile, os.getpid())
-        self._pidfile = pidfile  # ours to remove, and not before
+        self.pidfile = pidfile  # ours to remove, and not before
         if self._fork is None and options.print_pid is not None:
             process.print_line(options.print_pid, str(os.getpid()))
         if options.print_pid is not None:
@@ -271,37 +326,110 @@ class Daemon:
         if self.config.user is not None:
             process.change_user(self.config.user)
 
-    def _serve(self, build: Build) -> None:
+    def _assemble(self, build: Build) -> None:
         try:
             self._loop = loop = _new_loop()
         except OSError as error:
             raise process.from_errno(error, "Failed to make an event loop") from error
+        loop.set_exception_handler(self._report)
         try:
-            loop.set_exception_handler(self._report)
-            try:
-                self.service = build(self, loop)
-            except OSError as error:
-                raise process.from_errno(error, "Failed to set up the bus") from error
-            self.config = self.config.without_rules()
-            # Not before the loop runs: uvloop loses what comes between the two.
-            loop.call_soon(self._started, loop)
-            loop.run_forever()
+            self.service = build(self, loop)
+        except OSError as error:
+            raise process.from_errno(error, "Failed to set up the bus") from error
+        self.config = self.config.without_rules()
+        # Not before the loop runs: uvloop loses what comes between the two.
+        loop.call_soon(self._started, loop)
+
+    def _kept(self) -> Found | None:
+        """What a process before us that crashed left with the service manager."""
+        if not self.options.fd_store:
+            return None
+        from .upgrade.store import found
+
+        kept = found()
+        if kept is not None:
+            self.guid = kept.document["bus"]["guid"]
+        return kept
+
+    def begin_store(self, kept: Found | None, number: int = 0) -> None:
+        service: Any = self.service
+        store = getattr(service, "store", None)
+        if store is None:
+            return
+        store.number = number
+        if kept is not None:
+            from .upgrade.revival import revive
+
+            store.number = kept.number
+            revive(self, service, store, kept)
+        store.begin()
+
+    def _serve(self) -> None:
+        assert self._loop is not None
+        self._loop.run_forever()
+
+    # Instead of most of them, where another process was the bus so far
+
+    def _take_over_bus(self, fd: int) -> int:
+        from .upgrade.taker import Taker
+
+        taker = Taker(self, fd)
+        taker.run(self._prepare)
+        try:
+            taker.begin()
+            self._serve()
         finally:
-            if self.service is not None:
-                self.service.close()
-            loop.close()
+            self._clean_up()
+        return 0
+
+    def _prepare(self, offer: dict[str, Any], sockets: list[int]) -> None:
+        """A whole bus that nobody is on, and no trace of it outside."""
+        import socket
+
+        self.options.write_pidfile = False  # it is there
+        reading = Reading(self.options.config_file)
+        build = self._imports()
+        try:
+            self._configure(reading.result())
+        except ConfigError as error:
+            raise DBusError(FAILED, _located(error)) from error
+        self.guid, self.address = offer["guid"], offer["address"]
+        if offer["fd_limit"] is not None:
+            self.fd_limit = (offer["fd_limit"][0], offer["fd_limit"][1])
+        served = dict(zip(offer["metrics"], sockets, strict=True))
+        for place in self.options.metrics:
+            from .places import listen
+
+            if place in served:
+                self.metrics.append((place, socket.socket(fileno=served[place])))
+            else:
+                self.metrics.append((place, listen(place)))
+        self._assemble(build)
+
+    def take_servers(self, servers: list[Server]) -> None:
+        """Listens where another process listened so far."""
+        self.servers = servers
+        self._offer()
+        service: Any = self.service
+        service.hub.acceptor.start(self._loop, self.listeners)
 
     def _started(self, loop: AbstractEventLoop) -> None:
         loop.add_signal_handler(signal.SIGHUP, self.reload_soon)
         loop.add_signal_handler(signal.SIGTERM, self.quit)
         loop.add_signal_handler(signal.SIGINT, self.quit)
+        loop.add_signal_handler(signal.SIGUSR2, self.upgrade_soon)
         for number in self._early:
-            loop.call_soon(self.reload_soon if number == signal.SIGHUP else self.quit)
+            if number != signal.SIGUSR2:  # what is starting is as new as can be
+                loop.call_soon(self.reload_soon if number == signal.SIGHUP else self.quit)
         if self._fork is not None:
             self._fork.ready()
         process.notify("READY=1")
 
     def _clean_up(self) -> None:
+        if self._loop is not None:
+            if self.service is not None:
+                self.service.close()
+            self._loop.close()
         for server in self.servers:
             server.close()
         if self.mount is not None:
@@ -312,8 +440,8 @@ class Daemon:
             if sock is not None:
                 sock.close()
             forget(place)
-        if self._pidfile is not None:
-            process.remove_pidfile(self._pidfile)
+        if self.pidfile is not None:
+            process.remove_pidfile(self.pidfile)
         self.log.close()
 
     # What happens meanwhile

@@ -11,7 +11,12 @@ from __future__ import annotations
 FOLDER = "/etc/dbus-1/system.d"
 PATH = f"{FOLDER}/org.jitney.conf"
 
-INTERFACES = ("org.jitney.Policy1", "org.jitney.Inspect1", "org.jitney.Trace1")
+INTERFACES = (
+    "org.jitney.Policy1",
+    "org.jitney.Inspect1",
+    "org.jitney.Trace1",
+    "org.jitney.Upgrade1",
+)
 
 _MARK = "<!-- Written by `jitney install`; `jitney uninstall` removes it. -->"
 

@@ -4,12 +4,14 @@ Invariant: a unit begins with MARK, by which it is known as ours, and ends with 
 systemd skips, in which an installation notes what it found; nothing else records that.
 
 The units are Debian's for dbus-daemon but for the program: started by `dbus.socket`, ready when
-they say so, spared by the out-of-memory killer on the system bus. That one is sandboxed where it
+they say so, spared by the out-of-memory killer on the system bus. To reload means to go on with
+newer code as well as with newer configuration: `jitney upgrade`. The system bus is sandboxed where it
 can be, see `install_sandbox`; a user's bus starts that user's programs, which would be in it, too.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 
@@ -36,7 +38,7 @@ Type=notify
 NotifyAccess=main
 Sockets=dbus.socket
 ExecStart={daemon} {options}
-ExecReload={as_root}{reload}
+ExecReload={as_root}{command} upgrade --bus {bus}
 {more}
 
 [Install]
@@ -47,18 +49,16 @@ Alias={alias}
 """
 
 _OPTIONS = "--address=systemd: --nofork --nopidfile --systemd-activation --syslog-only"
-_CALL = "call org.freedesktop.DBus /org/freedesktop/DBus org.freedesktop.DBus ReloadConfig"
-
 _SYSTEM = {
     "description": "D-Bus System Message Bus (jitney)",
     "options": f"--system {_OPTIONS}",
-    "reload": f"/usr/bin/busctl {_CALL}",
+    "bus": "system",
     "more": "OOMScoreAdjust=-900",
 }
 _USER = {
     "description": "D-Bus User Message Bus (jitney)",
     "options": f"--session {_OPTIONS}",
-    "reload": f"/usr/bin/busctl --user {_CALL}",
+    "bus": "session",
     "more": "Slice=session.slice",
 }
 
@@ -92,6 +92,7 @@ def text(scope: str, daemon: str, made: Iterable[str], sandbox: str = "") -> str
         daemon=quoted(daemon),
         # Whoever asks for a reload is not in the sandbox.
         as_root="+" if scope == "system" else "",
+        command=quoted(os.path.join(os.path.dirname(daemon), "jitney")),
         notes="\n".join([_NOTES, *(_MADE + folder for folder in made)]),
         **unit,
     )

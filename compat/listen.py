@@ -20,6 +20,7 @@ import socket
 import stat
 import time
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from . import errors
 from .address import Address, bad, escape, parse
@@ -75,8 +76,8 @@ class Server:
         self.listeners = [
             Listener(sock, self.address, self.guid, _kind(sock), nonce) for sock in sockets
         ]
-        self._socket_file: tuple[str, int, int] | None = None
-        self._nonce_file: str | None = None
+        self.socket_file: tuple[str, int, int] | None = None
+        self.nonce_file: str | None = None
 
     def own_socket_file(self, path: str) -> None:
         """Remove this file at the end, if it is still the same one."""
@@ -85,28 +86,38 @@ class Server:
         except OSError:
             return
         # The daemon changes its working directory when it forks.
-        self._socket_file = (os.path.abspath(path), about.st_dev, about.st_ino)
+        self.socket_file = (os.path.abspath(path), about.st_dev, about.st_ino)
 
     def own_nonce_file(self, path: str) -> None:
         """Remove this file and its directory at the end."""
-        self._nonce_file = path
+        self.nonce_file = path
+
+    def inherit(self, guid: str, address: str, socket_file: Any, nonce_file: str | None) -> None:
+        """Be what the server of another process was, its files' owner included."""
+        self.guid = guid
+        self.address = address
+        for listener in self.listeners:
+            listener.guid, listener.address = guid, address
+        if socket_file is not None:
+            self.socket_file = tuple(socket_file)
+        self.nonce_file = nonce_file
 
     def close(self) -> None:
         """Close the sockets, remove the files. Can be called twice, never fails."""
         for listener in self.listeners:
             listener.close()
-        if self._socket_file is not None:
-            path, device, inode = self._socket_file
-            self._socket_file = None
+        if self.socket_file is not None:
+            path, device, inode = self.socket_file
+            self.socket_file = None
             try:
                 about = os.lstat(path)
                 if (about.st_dev, about.st_ino) == (device, inode):
                     os.unlink(path)
             except OSError:
                 pass  # gone already, or we have dropped the privileges to remove it
-        if self._nonce_file is not None:
-            _remove_nonce(self._nonce_file)
-            self._nonce_file = None
+        if self.nonce_file is not None:
+            _remove_nonce(self.nonce_file)
+            self.nonce_file = None
 
 
 def open_servers(addresses: Iterable[str], warn: Warn) -> list[Server]:

@@ -23,6 +23,7 @@ cdef class Peer:
     cdef readonly Py_ssize_t turn
     cdef readonly bint held
     cdef Py_ssize_t wanted
+    cdef public object store
 
     cdef discard_fds(self)
     cdef watch(self, Poller poller, bint writable)

@@ -2,8 +2,8 @@
 
 Invariant: `state` only moves forward: AUTHENTICATING, OPEN, CLOSED. While AUTHENTICATING
 there is an `auth` and no `conn`; from OPEN on there is a `conn` whose `transport` this is.
-`held`: it is not read from, see `throttle`. Descriptors in `fds_in` have arrived and no message
-has claimed them yet.
+`held`: it is not read from, see `throttle`; `store`: see `upgrade.store`. Descriptors in `fds_in`
+have arrived and no message has claimed them yet.
 """
 
 from __future__ import annotations
@@ -45,11 +45,14 @@ class Peer:
         self.turn = _RECEIVE
         self.held = False
         self.wanted = 0
+        self.store: Any = None
 
     def watch(self, poller: Poller, writable: bool) -> None:
         """Has the poller tell when there is something to read, unless the peer is held, and, with
         `writable`, when there is room to write."""
         poller.modify(self.fd, not self.held, writable)
+        if self.store is not None:
+            self.store.watched(self)
 
     def discard_fds(self) -> None:
         """Closes the descriptors that no message has claimed."""

@@ -53,6 +53,7 @@ class Host:
 
     fd_limit = None
     metrics: tuple[Any, ...] = ()
+    guid = ""
 
     def __init__(
         self, loop: AbstractEventLoop, about: Mapping[str, Any], environ: Mapping[str, str]
@@ -99,6 +100,9 @@ class Host:
         assert self.service is not None
         self.service.reload(config)
         self.config = config
+
+    def upgrade(self, command: str, caller: Any) -> None:
+        raise DBusError(FAILED, "This bus lives in a process of somebody else")
 
     def reload_soon(self) -> None:
         self.loop.call_soon(self._reload_quietly)

@@ -20,6 +20,7 @@ from . import (  # isort: skip
     properties,
     stats,
     trace,
+    upgrade,
 )
 
 __all__ = ["INTERFACES", "NOT_ACTIVE", "Activation", "Context", "Driver", "introspection_xml"]
@@ -34,6 +35,7 @@ INTERFACES = (
     policy.INTERFACE,
     inspect.INTERFACE,
     trace.INTERFACE,
+    upgrade.INTERFACE,
 )
 """In the order in which they are described, and searched when a call names none. Our own come last:
 what dbus-daemon describes is described as it does."""

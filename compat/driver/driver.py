@@ -72,6 +72,9 @@ class Context(Protocol):
     def reload(self) -> None:
         """Reads the configuration again, ActivatableServicesChanged included. Raises DBusError."""
 
+    def upgrade(self, conn: Connection, serial: int, command: str) -> None:
+        """Begins to hand over to a new process, which answers the call. Raises DBusError."""
+
     def stats(self) -> Mapping[str, int]:
         """Numbers for GetStats, by its keys; what is missing is 0, further keys are listed too."""
 

@@ -50,7 +50,7 @@ def start(driver: Driver, conn: Connection, msg: Message) -> bytes | None:
         driver.bus,
         conn,
         _head(conn),
-        lambda tracer: _ready(driver, tracer),
+        lambda tracer: soon(driver, tracer),
         wanted,
         frozenset(options["users"]) if "users" in options else None,
         every,
@@ -104,7 +104,8 @@ def _head(conn: Connection) -> bytes:
     )
 
 
-def _ready(driver: Driver, tracer: Tracer) -> None:
+def soon(driver: Driver, tracer: Tracer) -> None:
+    """Has the tracer ship what is pending before long."""
     loop = driver.front.hub.loop
     loop.call_later(STUCK if tracer.lost else WAIT, tracer.ship)
 

@@ -19,7 +19,7 @@ import pytest
 from activation.systembus import SOCKET, impossible
 from rawclient import RawClient
 
-from jitney.compat import install_lines, install_units
+from jitney.compat import install_lines, install_policy, install_units
 
 WHY_NOT = impossible()
 needs_root = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT or "-")
@@ -28,10 +28,15 @@ socket_activate = shutil.which("systemd-socket-activate")
 
 @pytest.fixture
 def daemon(tmp_path: Path) -> str:
-    """The path of a jitney-daemon, with an interpreter beside it, as pip installs both."""
+    """The path of a jitney-daemon, with what pip installs beside it."""
     bin = tmp_path / "bin"
     bin.mkdir()
-    for name, command in (("jitney-daemon", buses.jitney_command()), ("python", [sys.executable])):
+    command_line = "from jitney.compat.command import main_entry; main_entry()"
+    for name, command in (
+        ("jitney-daemon", buses.jitney_command()),
+        ("jitney", [sys.executable, "-c", command_line]),
+        ("python", [sys.executable]),
+    ):
         # systemd hands on no environment.
         path = f"export PYTHONPATH={shlex.quote(os.environ.get('PYTHONPATH', ''))}"
         (bin / name).write_text(f'#!/bin/sh\n{path}\nexec {shlex.join(command)} "$@"\n')
@@ -41,8 +46,14 @@ def daemon(tmp_path: Path) -> str:
 
 @contextmanager
 def running_inside(command: list[str], **more: object) -> Iterator[subprocess.Popen[bytes]]:
-    """A command with an empty /run/dbus of its own, as root."""
-    script = 'mount -t tmpfs -o mode=755 none /run/dbus && exec "$@"'
+    """A command with an empty /run/dbus of its own, and with our policy, as root."""
+    folder = install_policy.FOLDER
+    script = (
+        "mount -t tmpfs -o mode=755 none /run/dbus && "
+        f"mount -t tmpfs -o mode=755 none {folder} && "
+        f"printf %s {shlex.quote(install_policy.TEXT)} > {folder}/org.jitney.conf && "
+        'exec "$@"'
+    )
     process = subprocess.Popen(
         ["unshare", "--mount", "sh", "-c", script, "sh", *command], process_group=0, **more
     )  # type: ignore[call-overload]
@@ -107,9 +118,18 @@ def test_system_unit(daemon: str) -> None:
         assert Path(f"/proc/{process.pid}").owner() == "messagebus"
         assert client.reply_to(client.driver(b"GetId")).body
         reload = ["nsenter", f"--mount=/proc/{process.pid}/ns/mnt", *words_of(unit, "ExecReload")]
-        assert subprocess.run(reload, capture_output=True, timeout=30, check=False).returncode == 0
+        done = subprocess.run(reload, capture_output=True, timeout=30, check=False)
+        assert done.returncode == 0, done.stderr
+        # Another process goes on, and systemd knows which.
+        while (told_now := told.recv(4096)).partition(b"=")[0] != b"MAINPID":
+            pass
+        current = int(told_now.partition(b"=")[2])
+        assert told.recv(4096) == b"READY=1"
+        assert process.wait(15) == 0
+        assert client.reply_to(client.driver(b"GetId")).body
+        assert Path(f"/proc/{current}").owner() == "messagebus"
         # Helpers must be able to become root.
-        status = Path(f"/proc/{process.pid}/status").read_text()
+        status = Path(f"/proc/{current}/status").read_text()
         assert "NoNewPrivs:\t0\n" in status
 
 

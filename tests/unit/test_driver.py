@@ -525,6 +525,7 @@ def test_properties(world: World) -> None:
             "org.jitney.Policy1",
             "org.jitney.Inspect1",
             "org.jitney.Trace1",
+            "org.jitney.Upgrade1",
         ],
     )
 

@@ -399,7 +399,8 @@ def test_systemd_understands_the_unit(scope: str, folder: str, tmp_path: Path) -
     """systemd finds no fault with it, knows it as dbus.service, and sees the path as it is."""
     daemon = tmp_path / folder / "jitney-daemon"
     daemon.parent.mkdir()
-    shutil.copy("/bin/true", daemon)
+    for program in (daemon, daemon.with_name("jitney")):
+        shutil.copy("/bin/true", program)
     units = tmp_path / "units"
     units.mkdir()
     text = install_units.text(scope, str(daemon), ["/some/where"])

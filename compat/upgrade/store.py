@@ -1,0 +1,294 @@
+"""Store: what a service manager keeps of a bus, so that a crash of the process need not end the
+connections (sd_notify(3), FDSTORE=).
+
+Invariant: each connection that has said Hello is in the store as "jitney-ID", and out of it when it
+ends. The journal, "jitney-journal-N", tells of each of them what the bus would have to know: it
+begins with a state as `form` has it (without what waits to be sent, and without awaited replies),
+and goes on with what has happened since, in a line each, written before anybody hears of it. Where
+nobody asked for the store, nothing here is loaded.
+
+What the process had in its memory only is lost with it: see docs/upgrade.md.
+"""
+
+from __future__ import annotations
+
+import array
+import json
+import os
+import socket
+import struct
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from jitney.broker.export import Sink, export
+from jitney.broker.restore import BadState
+
+from .. import wire
+from ..driver.table import Interface, Method, arg
+from ..front import Front
+from . import form
+
+if TYPE_CHECKING:
+    from jitney.broker.connection import Connection
+    from jitney.broker.message import Message
+
+    from ..driver import Driver
+
+CONNECTION = "jitney-"
+JOURNAL = "jitney-journal-"
+LONGEST = 4_000_000
+"""Bytes of a journal, beyond its state, after which another one begins."""
+_SIZE = struct.Struct("<Q")
+_FIRST = 3
+
+Record = dict[str, Any]
+
+
+class KeptFront(Front):
+    """A front that tells the store who comes and goes."""
+
+    store: Store
+
+    def registered(self, conn: Connection) -> None:
+        Front.registered(self, conn)
+        self.store.came(conn)
+
+    def gone(self, conn: Connection) -> None:
+        self.store.went(conn)
+        Front.gone(self, conn)
+
+
+class Store:
+    """The store of one bus; `hub` is set by who makes the bus."""
+
+    def __init__(self, bus: Any) -> None:
+        self.bus = bus
+        self.hub: Any = None
+        self.number = 0
+        self.fd = -1
+        self.room = 0
+        self.blocked: set[int] = set()
+
+    # Telling the manager
+
+    def put(self, name: str, fd: int) -> None:
+        _notify(f"FDSTORE=1\nFDNAME={name}", fd)
+
+    def drop(self, name: str) -> None:
+        _notify(f"FDSTOREREMOVE=1\nFDNAME={name}")
+
+    def adopt(self, peers: list[Any]) -> None:
+        """Those that are there when a new process goes on."""
+        for peer in peers:
+            if peer is not None and peer.conn is not None and peer.conn.id:
+                peer.store = self
+                if peer.blocked:
+                    self.blocked.add(peer.conn.id)
+                self.put(f"{CONNECTION}{peer.conn.id}", peer.fd)
+
+    # The journal
+
+    def begin(self) -> None:
+        """Starts a journal with the state as it is; the one before goes when this one is stored."""
+        before = self.number, self.fd
+        fd = os.memfd_create("jitney-journal", os.MFD_CLOEXEC)
+        packed = b"".join(form.pack(self.state(), [], []))
+        os.write(fd, _SIZE.pack(len(packed)) + packed)
+        self.number += 1
+        self.fd = fd
+        self.room = LONGEST
+        self.put(f"{JOURNAL}{self.number}", fd)
+        if before[0]:
+            self.drop(f"{JOURNAL}{before[0]}")
+        if before[1] >= 0:
+            os.close(before[1])
+
+    def state(self) -> Record:
+        state, _ = export(self.bus, [], Sink())
+        lost = []
+        for conn in state["connections"]:
+            conn.pop("queue", None)
+            conn.pop("charges", None)
+            if conn.pop("tracer", None) is not None:
+                lost.append(conn["id"])
+        for user in state["users"]:
+            user["sums"][:4] = [0, 0, 0, 0]
+            user["sums"][7] = 0
+        state["tallies"] = []
+        state["replies"] = []
+        return {"bus": state, "lost": lost, "blocked": sorted(self.blocked)}
+
+    def note(self, *record: Any) -> None:
+        if self.fd < 0:
+            return
+        line = json.dumps(record).encode() + b"\n"
+        self.room -= len(line)
+        os.write(self.fd, line)
+        if self.room < 0:
+            self.hub.loop.call_soon(self.begin)
+            self.room = LONGEST
+
+    # What happens
+
+    def came(self, conn: Connection) -> None:
+        self.note("hello", conn.id, conn.user.uid, bool(conn.accepts_fds))
+        self.put(f"{CONNECTION}{conn.id}", conn.transport.fd)
+        conn.transport.store = self
+
+    def went(self, conn: Connection) -> None:
+        if conn.id:
+            self.blocked.discard(conn.id)
+            self.note("gone", conn.id)
+            self.drop(f"{CONNECTION}{conn.id}")
+
+    def watched(self, peer: Any) -> None:
+        """A peer's socket is full, or no longer: it may have got half a message."""
+        number = peer.conn.id if peer.conn is not None else 0
+        if number and peer.blocked != (number in self.blocked):
+            if peer.blocked:
+                self.blocked.add(number)
+            else:
+                self.blocked.discard(number)
+            self.note("blocked" if peer.blocked else "unblocked", number)
+
+    def close(self) -> None:
+        """The bus ends in an orderly way: nothing is to be kept."""
+        if self.fd >= 0:
+            self.drop(f"{JOURNAL}{self.number}")
+            os.close(self.fd)
+            self.fd = -1
+
+    def interfaces(self, interfaces: tuple[Interface, ...]) -> tuple[Interface, ...]:
+        """The same, with methods that tell the journal what they have done."""
+        noted = {
+            b"org.freedesktop.DBus.RequestName": _request,
+            b"org.freedesktop.DBus.ReleaseName": lambda msg: ("release", _text(msg)),
+            b"org.freedesktop.DBus.AddMatch": lambda msg: ("match", _text(msg)),
+            b"org.freedesktop.DBus.RemoveMatch": lambda msg: ("unmatch", _text(msg)),
+            b"org.freedesktop.DBus.Monitoring.BecomeMonitor": _monitor,
+            b"org.jitney.Trace1.Start": lambda msg: ("lost",),
+        }
+        return tuple(
+            Interface(
+                interface.name,
+                [
+                    self._noting(method, noted[key])
+                    if (key := interface.name.encode() + b"." + method.member) in noted
+                    else method
+                    for method in interface.methods
+                ],
+                properties=interface.properties,
+                signals=interface.signals,
+                any_path=interface.any_path,
+                feature=interface.feature,
+            )
+            for interface in interfaces
+        )
+
+    def _noting(self, method: Method, what: Callable[[Message], tuple[Any, ...]]) -> Method:
+        handler = method.handler
+
+        def noting(driver: Driver, conn: Connection, msg: Message) -> bytes | None:
+            body = handler(driver, conn, msg)
+            kind, *rest = what(msg)
+            self.note(kind, conn.id, *rest)
+            return body
+
+        return Method(
+            method.name,
+            method.in_sig.decode(),
+            method.out_sig,
+            noting,
+            any_path=method.any_path,
+            privileged=method.privileged,
+            ack=method.ack,
+        )
+
+
+def _text(msg: Message) -> str:
+    return arg(msg).decode("latin-1")
+
+
+def _request(msg: Message) -> tuple[Any, ...]:
+    _, flags = wire.unmarshal(msg.signature, msg.body(), msg.big_endian)
+    return ("request", _text(msg), flags)
+
+
+def _monitor(msg: Message) -> tuple[Any, ...]:
+    filters, _ = wire.unmarshal(msg.signature, msg.body(), msg.big_endian)
+    return ("monitor", filters or [""])
+
+
+def _notify(state: str, fd: int | None = None) -> None:
+    path = os.environ.get("NOTIFY_SOCKET", "")
+    if path[:1] not in ("/", "@"):
+        return
+    target = "\0" + path[1:] if path[0] == "@" else path
+    extra = []
+    if fd is not None:
+        extra = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.setblocking(False)
+            sock.sendmsg([state.encode()], extra, 0, target)
+    except OSError:
+        pass  # what is not stored is not saved, and that is all
+
+
+class Found:
+    """What a process before us left: `sockets` by the connection's id, the state at the
+    beginning of its journal and what happened afterwards."""
+
+    def __init__(self, sockets: dict[int, int], document: Record, records: list[list[Any]]) -> None:
+        self.sockets = sockets
+        self.document = document
+        self.records = records
+        self.number = 0
+
+
+def found() -> Found | None:
+    """Takes what is ours out of the descriptors that were passed to this process,
+    sd_listen_fds(3): the manager puts sockets to listen on before those that it has stored."""
+    if os.environ.get("LISTEN_PID") != str(os.getpid()):
+        return None
+    count = int(os.environ.get("LISTEN_FDS") or 0)
+    names = os.environ.get("LISTEN_FDNAMES", "").split(":")
+    sockets: dict[int, int] = {}
+    journals: dict[int, int] = {}
+    rest = count
+    for i in range(count - 1, -1, -1):
+        name = names[i] if i < len(names) else ""
+        kind = JOURNAL if name.startswith(JOURNAL) else CONNECTION
+        text = name.removeprefix(kind)
+        if not name.startswith(kind) or not text.isdecimal():
+            break
+        fd = _FIRST + i
+        os.set_inheritable(fd, False)
+        (journals if kind == JOURNAL else sockets)[int(text)] = fd
+        rest = i
+    os.environ["LISTEN_FDS"] = str(rest)
+    try:
+        for number in sorted(journals, reverse=True):
+            try:
+                result = _read(journals[number], sockets)
+            except (BadState, ValueError, struct.error):
+                continue  # it was not written to the end; the one before is still there
+            result.number = number
+            return result
+        for number, fd in sockets.items():
+            _notify(f"FDSTOREREMOVE=1\nFDNAME={CONNECTION}{number}")
+            os.close(fd)
+        return None
+    finally:
+        for fd in journals.values():
+            os.close(fd)
+
+
+def _read(fd: int, sockets: dict[int, int]) -> Found:
+    size = os.fstat(fd).st_size
+    data = os.pread(fd, size, 0)
+    (packed,) = _SIZE.unpack_from(data)
+    document, _, _ = form.unpack(data[_SIZE.size : _SIZE.size + packed])
+    lines = data[_SIZE.size + packed :].split(b"\n")
+    # What comes behind the last end of line was not written to the end.
+    return Found(sockets, document, [json.loads(line) for line in lines[:-1]])

@@ -1,0 +1,276 @@
+"""A bus whose process is killed goes on with the connections that its service manager kept: here a
+datagram socket that keeps descriptors, and starts the bus with them."""
+
+from __future__ import annotations
+
+import array
+import os
+import random
+import select
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import buses
+import pytest
+from rawclient import RawClient
+from upgrading import alive, joined, settled, until, upgrade
+
+from jitney.compat import wire
+
+
+class Manager:
+    """What systemd does for a unit with FileDescriptorStoreMax= and Restart=."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.stored: dict[str, int] = {}
+        self.main = 0
+        self.ready = 0
+        self.path = str(folder / "notify")
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.sock.bind(self.path)
+        self.sock.settimeout(0.1)
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
+        self.listening = socket.socket(socket.AF_UNIX)
+        self.listening.bind(str(folder / "bus"))
+        self.listening.listen(128)
+        self.address = f"unix:path={folder}/bus"
+        (folder / "services").mkdir()
+        config = buses.CONFIG.format(type="session", directory=folder, extra="")
+        (folder / "bus.conf").write_text(config)
+        self.ending = False
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self.thread = threading.Thread(target=self.listen)
+        self.thread.start()
+
+    def listen(self) -> None:
+        while not self.ending:
+            try:
+                data, control, _, _ = self.sock.recvmsg(4096, 4096)
+            except TimeoutError:
+                self.hung_up()
+                continue
+            fds = array.array("i")
+            for _, _, payload in control:
+                fds.frombytes(payload)
+            said = dict(line.split("=", 1) for line in data.decode().split("\n"))
+            if "FDSTORE" in said:
+                old = self.stored.pop(said["FDNAME"], None)
+                if old is not None:
+                    os.close(old)
+                self.stored[said["FDNAME"]] = fds[0]
+            elif "FDSTOREREMOVE" in said:
+                fd = self.stored.pop(said["FDNAME"], None)
+                if fd is not None:
+                    os.close(fd)
+            if "MAINPID" in said:
+                self.main = int(said["MAINPID"])
+            if "READY" in said:
+                self.ready += 1
+
+    def hung_up(self) -> None:
+        """FDPOLL=1: what has ended is not kept."""
+        poll = select.poll()
+        for name, fd in list(self.stored.items()):
+            poll = select.poll()
+            poll.register(fd, 0)
+            if poll.poll(0):
+                os.close(self.stored.pop(name))
+
+    def start(self, *options: str) -> None:
+        names = sorted(self.stored, key=lambda name: ("journal" in name, name))
+        fds = [self.listening.fileno(), *(self.stored[name] for name in names)]
+        # As sd_listen_fds(3) wants them; the numbers above are out of the way.
+        command = [*buses.jitney_command(), f"--config-file={self.folder}/bus.conf", "--nofork",
+                   "--address=systemd:", "--fd-store", *options]  # fmt: skip
+        high = [os.dup2(fd, 500 + i) for i, fd in enumerate(fds)]
+        script = "".join(f"exec {3 + i}<&{500 + i} {500 + i}<&-\n" for i in range(len(fds)))
+        script += 'export LISTEN_PID=$$; exec "$@"'
+        process = subprocess.Popen(
+            ["bash", "-c", script, "bash", *command],
+            pass_fds=high,
+            env={
+                **os.environ,
+                "NOTIFY_SOCKET": self.path,
+                "LISTEN_FDS": str(len(fds)),
+                "LISTEN_FDNAMES": ":".join(["dbus.socket", *names]),
+            },
+        )
+        for fd in high:
+            os.close(fd)
+        before = self.ready
+        self.processes.append(process)
+        self.main = process.pid
+        until(lambda: self.ready > before or process.poll() is not None, 20)
+        assert process.poll() is None
+
+    def crash(self) -> None:
+        os.kill(self.main, signal.SIGKILL)
+        until(lambda: not alive(self.main))
+        time.sleep(0.2)
+        self.start()
+
+    def close(self) -> None:
+        for process in self.processes:
+            if process.poll() is None:
+                process.terminate()
+                process.wait(10)
+        if self.main and alive(self.main):
+            os.kill(self.main, 15)
+        self.ending = True
+        self.thread.join()
+        for fd in self.stored.values():
+            os.close(fd)
+        self.sock.close()
+        self.listening.close()
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> Iterator[Manager]:
+    made = Manager(tmp_path)
+    try:
+        made.start()
+        yield made
+    finally:
+        made.close()
+
+
+def test_what_is_saved(manager: Manager) -> None:
+    one, two, watcher, slow, tracer = (joined(manager.address) for _ in range(5))
+    bus_id = one.reply_to(one.driver(b"GetId")).body
+    for client in (one, two):
+        client.reply_to(client.driver(b"RequestName", "su", "com.example.N", 0))
+    one.reply_to(one.driver(b"RequestName", "su", "com.example.M", 0))
+    one.reply_to(one.driver(b"ReleaseName", "s", "com.example.M"))
+    watcher.reply_to(watcher.driver(b"AddMatch", "s", "member='Seen'"))
+    watcher.reply_to(watcher.driver(b"AddMatch", "s", "member='NameOwnerChanged'"))
+    watcher.reply_to(watcher.driver(b"AddMatch", "s", "member='Other'"))
+    watcher.reply_to(watcher.driver(b"RemoveMatch", "s", "member='Other'"))
+    tracer.reply_to(tracer.driver(b"Start", "a{sv}", {}, interface=b"org.jitney.Trace1"))
+    for _ in range(60):
+        one.message(
+            wire.SIGNAL, destination=slow.unique_name.encode(), path=b"/", interface=b"a.b",
+            member=b"F", signature="ay", values=[bytes(60000)],
+        )  # fmt: skip
+    settled(one)
+    settled(watcher)
+    for crash in range(2):
+        manager.crash()
+        assert one.reply_to(one.driver(b"GetId")).body == bus_id
+        queued = one.reply_to(one.driver(b"ListQueuedOwners", "s", "com.example.N")).body[0]
+        assert queued == [one.unique_name, two.unique_name]
+        assert not one.reply_to(one.driver(b"NameHasOwner", "s", "com.example.M")).body[0]
+        two.message(wire.SIGNAL, destination=None, path=b"/", interface=b"a.b", member=b"Seen")
+        two.message(wire.SIGNAL, destination=None, path=b"/", interface=b"a.b", member=b"Other")
+        settled(two)
+        heard = [(m.member, m.body) for m in settled(watcher)]
+        assert ("Seen", []) in heard
+        # Who got half a message, or what cannot be saved, has left, and others hear of it.
+        left = [("NameOwnerChanged", [slow.unique_name, slow.unique_name, ""])]
+        assert [change for change in heard if "NameOwner" in change[0]] == left * (crash == 0)
+        # It works as before, descriptors and all.
+        call = one.message(destination=two.unique_name.encode(), path=b"/", member=b"M", fds=[0])
+        got = [m for m in settled(two) if m.member == "M"]
+        assert len(got[0].fds) == 1
+        got[0].close_fds()
+        two.message(wire.RETURN, destination=one.unique_name.encode(), reply_serial=call)
+        assert one.reply_to(call).sender == two.unique_name
+    until(lambda: slow.closed or slow.receive() is None)
+    until(lambda: tracer.closed or tracer.receive() is None)
+    newcomer = joined(manager.address)
+    assert newcomer.unique_name == ":1.5"
+
+
+def test_who_leaves_is_not_kept(manager: Manager) -> None:
+    one, two = joined(manager.address), joined(manager.address)
+    two.reply_to(two.driver(b"RequestName", "su", "com.example.N", 0))
+    two.close()
+    until(lambda: not one.reply_to(one.driver(b"NameHasOwner", "s", ":1.1")).body[0])
+    until(lambda: set(manager.stored) == {"jitney-1", "jitney-journal-1"})
+    manager.crash()
+    assert not one.reply_to(one.driver(b"NameHasOwner", "s", "com.example.N")).body[0]
+    # And who leaves while nobody is there, has left.
+    three = joined(manager.address)
+    until(lambda: "jitney-3" in manager.stored)
+    os.kill(manager.main, signal.SIGKILL)
+    until(lambda: not alive(manager.main))
+    three.close()
+    until(lambda: "jitney-3" not in manager.stored)
+    manager.start()
+    until(lambda: not one.reply_to(one.driver(b"NameHasOwner", "s", ":1.2")).body[0])
+
+
+def test_an_upgraded_bus_is_kept_as_well(manager: Manager) -> None:
+    one, two = joined(manager.address), joined(manager.address)
+    one.reply_to(one.driver(b"RequestName", "su", "com.example.N", 0))
+    pid = upgrade(two)["pid"]
+    until(lambda: manager.main == pid)
+    two.reply_to(two.driver(b"RequestName", "su", "com.example.N", 0))
+    until(lambda: "jitney-journal-2" in manager.stored and "jitney-journal-1" not in manager.stored)
+    manager.crash()
+    queued = one.reply_to(one.driver(b"ListQueuedOwners", "s", "com.example.N")).body[0]
+    assert queued == [one.unique_name, two.unique_name]
+    upgrade(two)
+    assert one.reply_to(one.driver(b"GetNameOwner", "s", "com.example.N")).body == [":1.0"]
+
+
+def test_an_orderly_end_keeps_nothing(manager: Manager) -> None:
+    one = joined(manager.address)
+    until(lambda: "jitney-1" in manager.stored)
+    os.kill(manager.main, signal.SIGTERM)
+    assert one.receive() is None
+    until(lambda: not manager.stored)
+
+
+def test_killed_at_random(manager: Manager) -> None:
+    """Whoever was not in the midst of something is there again, each time, with names and rules."""
+    random.seed(5)
+    quiet = [joined(manager.address) for _ in range(5)]
+    for i, client in enumerate(quiet):
+        client.reply_to(client.driver(b"RequestName", "su", f"com.example.Q{i}", 0))
+        client.reply_to(client.driver(b"AddMatch", "s", f"member='For{i}'"))
+        settled(client)
+    for _ in range(5):
+        stop = threading.Event()
+        worker = threading.Thread(target=busy, args=(manager.address, stop))
+        worker.start()
+        time.sleep(random.uniform(0.01, 0.4))
+        manager.crash()
+        stop.set()
+        worker.join()
+        asker = joined(manager.address)
+        for i, client in enumerate(quiet):
+            owner = asker.reply_to(asker.driver(b"GetNameOwner", "s", f"com.example.Q{i}"))
+            assert owner.body == [client.unique_name]
+            asker.message(
+                wire.SIGNAL, destination=None, path=b"/", interface=b"a.b", member=b"For%d" % i
+            )
+            settled(asker)
+            assert [m.member for m in settled(client) if m.sender == asker.unique_name] == [
+                f"For{i}"
+            ]
+        asker.close()
+
+
+def busy(address: str, stop: threading.Event) -> None:
+    """Comes, does this and that, and goes, until the bus is gone."""
+    while not stop.is_set():
+        try:
+            client = RawClient(address, timeout=2)
+            client.hello()
+            client.driver(b"RequestName", "su", "com.example.Busy", 0)
+            client.driver(b"AddMatch", "s", "interface='a.b'")
+            for _ in range(20):
+                client.message(
+                    wire.SIGNAL, destination=None, path=b"/", interface=b"a.b", member=b"Noise",
+                    signature="ay", values=[bytes(3000)],
+                )  # fmt: skip
+            client.reply_to(client.driver(b"GetId"))
+            client.close()
+        except (OSError, AttributeError):
+            continue
