@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .activation import Service as ActivatableService
     from .config import Plain
     from .daemon import Daemon
+    from .endpoints.doors import Doors
     from .exposition import Exposition
 
 
@@ -89,6 +90,16 @@ class BusContext:
 
     def about(self) -> Mapping[str, Any]:
         return about_daemon(self.service, self.daemon)
+
+    def endpoints(self) -> Doors:
+        front = self.service.front
+        if front.doors is None:
+            # Most buses have one door.
+            from .endpoints.doors import Doors
+
+            front.doors = Doors(self.service)
+        doors: Doors = front.doors
+        return doors
 
 
 class Peaks:
@@ -222,6 +233,8 @@ class BusService:
         self.hub.flush()
 
     def close(self) -> None:
+        if self.front.doors is not None:
+            self.front.doors.close()
         if self.exposition is not None:
             self.exposition.close()
         self.watch.close()

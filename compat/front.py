@@ -46,6 +46,7 @@ class Front:
         self.driver: Any = None
         self.activator: Any = None
         self.hub: Any = None
+        self.doors: Any = None
         self.known: set[int] = set()
         self.shared: dict[int | None, Any] = {}
 
@@ -72,6 +73,8 @@ class Front:
         conn.transport = peer
         conn.creds = peer.creds
         conn.accepts_fds = auth.unix_fds
+        if peer.listener.endpoint is not None:
+            peer.listener.endpoint.enter(conn)
         return conn
 
     def may_connect(self, uid: int) -> bool:
@@ -132,6 +135,8 @@ class Front:
                 "info", f"Monitoring connection {conn.label} closed.", "monitor-gone", conn=conn
             )
         self.waits_no_more(conn)
+        if self.doors is not None:
+            self.doors.gone(conn)
 
     def waits_no_more(self, conn: Connection) -> None:
         """The connection is gone, or a monitor now: it waits for no service."""
@@ -159,6 +164,15 @@ class Front:
         """The error reply to a refused message, be it a call or not, as dbus-daemon sends it."""
         name = NAMES[refused.code] if isinstance(refused, Refused) else refused.name
         self.driver.error(conn, msg.serial, name, refused.text)
+
+    def turned_back(
+        self, conn: Connection, dest: Connection | None, msg: Message, hidden: bool
+    ) -> None:
+        """The endpoint that the sender came in by keeps its message from `dest` (None: from a name
+        without an owner, or the bus); `hidden`: as if nobody were there."""
+        from .endpoints.guard import turn_back
+
+        turn_back(self, conn, dest, msg, hidden)
 
     def no_reply(self, caller: Connection, serial: int, text: str) -> None:
         self.driver.error(caller, serial, NO_REPLY, text)
