@@ -36,7 +36,6 @@ cdef class Endpoint:
     cdef readonly bytes name
     cdef readonly bint filtering
     cdef readonly bint sloppy
-    cdef readonly bint loose
     cdef public object learned
     cdef public object holder
     cdef readonly set connections

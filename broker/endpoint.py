@@ -119,8 +119,7 @@ class Verdict:
 
 class Endpoint:
     """`filtering`: grants count; without, clients may do what the bus's policy lets them, and are
-    told apart only. `sloppy`: comings and goings of all unique names are seen. `loose`: whoever may
-    be talked to at all, be it for one call only, is heard in full, as with xdg-dbus-proxy.
+    told apart only. `sloppy`: comings and goings of all unique names are seen.
 
     `learned`: what is told of all that clients do, see `learning.Learned`; `holder`: the front's.
     `connections` are its clients, said Hello or not."""
@@ -131,13 +130,11 @@ class Endpoint:
         grants: Iterable[Grant] = (),
         filtering: bool = True,
         sloppy: bool = False,
-        loose: bool = False,
         learned: Any = None,
     ) -> None:
         self.name = name
         self.filtering = filtering
         self.sloppy = sloppy
-        self.loose = loose
         self.learned = learned
         self.holder: Any = None
         self.connections: set[Connection] = set()
@@ -241,8 +238,6 @@ class Endpoint:
 
     def conclude(self, verdict: Verdict) -> None:
         verdict.calls_open = verdict.signals_open = verdict.level == _OWN
-        if self.loose and verdict.level >= _TALK:
-            verdict.signals_open = True
         for grant in verdict.grants:
             if grant.level >= _TALK and grant.plain:
                 if grant.what & _CALLS:

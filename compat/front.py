@@ -18,6 +18,7 @@ from jitney.broker.policy import NO_UID
 
 from .auth import Auth
 from .config.names import at_console, settle, user_groups
+from .endpoints.guard import turn_back, unasked
 from .errors import LIMITS_EXCEEDED, NAMES, NO_REPLY, NOT_SUPPORTED, SERVICE_UNKNOWN, DBusError
 from .peer import Peer
 
@@ -161,7 +162,10 @@ class Front:
         self.hub.drop(conn.transport)
 
     def refused(self, conn: Connection, msg: Message, refused: Refused | DBusError) -> None:
-        """The error reply to a refused message, be it a call or not, as dbus-daemon sends it."""
+        """The error reply to a refused message, be it a call or not, as dbus-daemon sends it; but
+        for clients of an endpoint."""
+        if conn.endpoint is not None and unasked(conn, msg):
+            return
         name = NAMES[refused.code] if isinstance(refused, Refused) else refused.name
         self.driver.error(conn, msg.serial, name, refused.text)
 
@@ -170,8 +174,6 @@ class Front:
     ) -> None:
         """The endpoint that the sender came in by keeps its message from `dest` (None: from a name
         without an owner, or the bus); `hidden`: as if nobody were there."""
-        from .endpoints.guard import turn_back
-
         turn_back(self, conn, dest, msg, hidden)
 
     def no_reply(self, caller: Connection, serial: int, text: str) -> None:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 MAX_PER_USER = 256
 MAX_GRANTS = 10000
 
-OPTIONS = ("filter", "sloppy-names", "hear-all", "log", "learn", "persistent")
+OPTIONS = ("filter", "sloppy-names", "log", "learn", "persistent")
 """What may be asked for; all are off, but for "filter"."""
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:/-]{0,127}\Z")
@@ -111,7 +111,6 @@ class Doors:
             grants,
             bool(options.get("filter", True)),
             bool(options.get("sloppy-names")),
-            bool(options.get("hear-all")),
             Learned() if options.get("learn") else None,
         )
         if not path.startswith("/"):

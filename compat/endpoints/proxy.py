@@ -58,8 +58,7 @@ class Proxy:
         self.address = address
         self.path = path
         self.lines: list[str] = []
-        # What the proxy lets be called at all, it lets be heard in full.
-        self.options = {"filter": False, "hear-all": True}
+        self.options = {"filter": False}
 
 
 class Line:
