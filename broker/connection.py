@@ -41,9 +41,9 @@ class Connection:
     `tallies`: what it sent to single receivers and still waits there, by the receivers' user;
     `tally` is the one used last, `own_tally` that of its own user.
 
-    `endpoint`: the one that it came in by (`endpoint.Endpoint`), None for the bus's own door; `seen`:
-    peers that have shown themselves to it there, `seen_by` those to whom it has. `version` counts up
-    when the names that it owns change.
+    `endpoint`: the one that it came in by (`endpoint.Endpoint`), None for the bus's own door;
+    `seen`: peers that have shown themselves to it there, `seen_by` those to whom it has. `version`
+    counts up when the names that it owns change.
 
     `to_keys`, `to_types`: the message types that clients of a policy may always send to this
     connection, by the policy's number, in slot number % KEPT; `from_keys`, `from_types`: those that

@@ -2,14 +2,15 @@
 """Endpoint: a second door to a bus, whose clients see, talk to and own what its policy allows.
 
 Invariant: an endpoint only takes away: what it lets pass is still for the bus's policy to decide.
-A client of a filtering endpoint sends calls and signals to nobody whom no grant opens to it, replies
-only where one is awaited, and gets replies that it awaits, what others send to it, and broadcasts
-that a grant lets in. Whoever is on no endpoint pays one look at a pointer for a message.
+A client of a filtering endpoint sends calls and signals to nobody whom no grant opens to it,
+replies only where one is awaited, and gets replies that it awaits, what others send to it, and
+broadcasts that a grant lets in. Whoever is on no endpoint pays one look at a pointer for a message.
 
 The idea is kdbus's custom endpoint. What a grant means, and what becomes visible when, is
 xdg-dbus-proxy's (its manual, "Policy"): levels see, talk and own, each with the ones before it; a
 peer that has sent something to a client is seen by it from then on, and so is one that has lost a
-name which the client sees. Talking, however, ends with the name: a proxy cannot know in time.
+name which the client sees. Talking, however, ends with the name: a proxy cannot know in time. And
+broadcasts take a grant of their own or a plain one, as with the proxy up to 0.1.5.
 """
 
 from __future__ import annotations
@@ -323,9 +324,7 @@ class Endpoint:
         bus.front.turned_back(conn, dest, msg, verdict == _HIDDEN)
         return False
 
-    def lets_in(
-        self, conn: Connection, msg: Message, sender: Connection, requested: bool
-    ) -> bool:
+    def lets_in(self, conn: Connection, msg: Message, sender: Connection, requested: bool) -> bool:
         """Whether its client `conn` gets what `sender` sent to it."""
         if self.filtering and (msg.type == 2 or msg.type == 3) and not requested:
             return False

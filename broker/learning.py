@@ -15,8 +15,8 @@ Entry = tuple[str, bytes, bytes]
 
 
 class Learned:
-    """`used` and `missed`: how often each thing was done, or refused: (kind, name, what), where kind
-    is "see", "talk", "own", "call" or "broadcast", and what is "" or INTERFACE.MEMBER."""
+    """`used` and `missed`: how often each thing was done, or refused: (kind, name, what), where
+    kind is "see", "talk", "own", "call" or "broadcast", and what is "" or INTERFACE.MEMBER."""
 
     def __init__(self) -> None:
         self.used: dict[Entry, int] = {}
@@ -63,7 +63,7 @@ class Learned:
 
 
 def about(msg: Message) -> bytes:
-    """INTERFACE.MEMBER, or "*" for a call that names no interface: nothing narrower lets that pass."""
+    """INTERFACE.MEMBER; "*" for a call that names no interface: nothing narrower lets it pass."""
     if msg.interface is None:
         return b"*"
     return msg.interface + b"." + (msg.member or b"")

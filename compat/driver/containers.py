@@ -58,7 +58,9 @@ def add_server(driver: Driver, conn: Connection, msg: Message) -> bytes | None:
     check_creator(conn)
     kind, name, metadata, given = wire.unmarshal(msg.signature, msg.body(), msg.big_endian)
     if "." not in kind or not kind.replace(".", "").replace("_", "").replace("-", "").isalnum():
-        raise DBusError(INVALID_ARGS, f"'{kind}' is not a container type: it is a name like a bus's")
+        raise DBusError(
+            INVALID_ARGS, f"'{kind}' is not a container type: it is a name like a bus's"
+        )
     lines: list[str] = []
     for key, (signature, value) in given.items():
         if key != _POLICY:
@@ -100,6 +102,7 @@ def stop_listening(driver: Driver, conn: Connection, msg: Message) -> bytes | No
 def get_instance_info(driver: Driver, conn: Connection, msg: Message) -> bytes | None:
     _, door = _instance(driver, conn, msg)
     about = door.container
+    assert about is not None
     return wire.marshal("a{sv}ssa{sv}", (about.creator, about.kind, about.name, about.metadata))
 
 

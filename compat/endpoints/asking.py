@@ -1,7 +1,7 @@
 """Asking a bus for endpoints, and staying as long as they are wanted.
 
-Invariant: an endpoint that was asked for here ends at the latest with this process, unless it was to
-be kept; `wait()` returns when nobody wants them any more, or says that they are gone.
+Invariant: an endpoint that was asked for here ends at the latest with this process, unless it was
+to be kept; `wait()` returns when nobody wants them any more, or says that they are gone.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`jitney endpoint`: opens, lists and closes more doors to a running bus, and learns their policies.
+"""`jitney endpoint`: opens, lists and closes more doors to a bus, and learns their policies.
 
 Invariant: a policy file is checked here, with file and line, before the bus is asked. What was
 learned is written, however the command ends, unless it was never begun.
@@ -62,19 +62,27 @@ def _parser() -> argparse.ArgumentParser:
     )
     new = argparse.ArgumentParser(add_help=False)
     new.add_argument("--listen", metavar="PATH", required=True, help="its socket")
-    new.add_argument("--policy", metavar="FILE", help="what it allows; without, only the bus itself")
+    new.add_argument(
+        "--policy", metavar="FILE", help="what it allows; without, only the bus itself"
+    )
     new.add_argument("--log", action="store_true", help="refusals go to the bus's log")
-    new.add_argument("--sloppy-names", action="store_true", help="all unique names show when they go")
+    new.add_argument(
+        "--sloppy-names", action="store_true", help="all unique names show when they go"
+    )
     commands = made.add_subparsers(required=True, metavar="COMMAND")
 
     add = commands.add_parser("add", parents=[where, new], help="open one", allow_abbrev=False)
     add.add_argument("name", metavar="NAME")
     add.add_argument("--persistent", action="store_true", help="it stays when this command ends")
     add.add_argument("--no-filter", action="store_true", help="its clients may do what all may")
-    add.add_argument("--fd", type=int, default=-1, help="write a byte there, and end when it is closed")
+    add.add_argument(
+        "--fd", type=int, default=-1, help="write a byte there, and end when it is closed"
+    )
     add.set_defaults(run=_add)
 
-    listing = commands.add_parser("list", parents=[where], help="those there are", allow_abbrev=False)
+    listing = commands.add_parser(
+        "list", parents=[where], help="those there are", allow_abbrev=False
+    )
     listing.add_argument("--json", action="store_true", help="all there is to know, as JSON")
     listing.set_defaults(run=_list)
 

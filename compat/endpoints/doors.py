@@ -40,9 +40,10 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:/-]{0,127}\Z")
 class Door:
     """One endpoint and its socket. `creator`: on whose connection it hangs, None if on nobody's.
 
-    `log`: refusals go to the log. `lingers`: its end is only that of the socket, and it is over when
-    the last client has left. `credentials`: what GetConnectionCredentials says of its clients, more
-    than of others; `container`: what its launcher said of it. `ended`, if any, is called when it is over."""
+    `log`: refusals go to the log. `lingers`: its end is only that of the socket, and it is over
+    when the last client has left. `credentials`: what GetConnectionCredentials says of its clients,
+    more than of others; `container`: what its launcher said of it. `ended`, if any, is called when
+    it is over."""
 
     def __init__(
         self, name: str, endpoint: Endpoint, server: Server, lines: list[str], uid: int | None
@@ -86,7 +87,12 @@ class Doors:
         self.last_container = 0
 
     def open(
-        self, conn: Connection, name: str, path: str, lines: Iterable[str], options: Mapping[str, Any]
+        self,
+        conn: Connection,
+        name: str,
+        path: str,
+        lines: Iterable[str],
+        options: Mapping[str, Any],
     ) -> Door:
         """Opens one for `conn`, which may. Raises DBusError, and then nothing has changed."""
         if not _NAME.match(name):

@@ -120,7 +120,9 @@ def _turn_back(
     if conn.counts is not None:
         conn.counts.refused(ACCESS_DENIED)
     if endpoint.holder is not None and endpoint.holder.log:
-        front.log("security", f"{text} ({why})", "denied", conn=conn, dest=dest, msg=msg, reason=why)
+        front.log(
+            "security", f"{text} ({why})", "denied", conn=conn, dest=dest, msg=msg, reason=why
+        )
     if front.bus.monitors:
         front.judged(conn, dest, msg, ACCESS_DENIED, why, None)
     refused = Refused(ACCESS_DENIED, text)

@@ -1,7 +1,7 @@
 """The policy of an endpoint as text: a line for each grant.
 
-Invariant: `parse()` takes what xdg-dbus-proxy takes behind its options, and no more; what `written()`
-makes of what was learned is read back by `read()`.
+Invariant: `parse()` takes what xdg-dbus-proxy takes behind its options, and no more; what
+`written()` makes of what was learned is read back by `read()`.
 
     see NAME              NAME.* is NAME and all names below it
     talk NAME

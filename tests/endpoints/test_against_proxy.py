@@ -125,7 +125,6 @@ BUS = [
     ("org.freedesktop.DBus", "AddMatch", "s", "type='signal',eavesdrop = 'true'"),
     ("org.freedesktop.DBus", "RemoveMatch", "s", "type='signal'"),
     ("org.freedesktop.DBus", "NoSuchMethod"),
-    ("org.freedesktop.DBus", "Hello"),
     ("org.freedesktop.DBus", "StartServiceByName", "su", "com.example.Hidden.Starts", 0),
     ("org.freedesktop.DBus", "StartServiceByName", "su", "com.example.Nowhere", 0),
     ("org.freedesktop.DBus", "RequestName", "su", "com.example.Hidden", 4),

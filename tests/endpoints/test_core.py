@@ -120,7 +120,7 @@ class Oracle:
 GRANTS = st.lists(
     st.one_of(
         st.builds(
-            lambda name, level, subtree: Grant(name, level, subtree),
+            Grant,
             st.sampled_from(NAMES),
             st.sampled_from([SEE, TALK, OWN]),
             st.booleans(),
@@ -196,9 +196,7 @@ def test_passes_what_the_oracle_lets_pass(
     def expect_owner_changes(before: dict[Connection, set[bytes]], gone: Connection | None) -> None:
         """Who heard of what: each client of the names that it sees, by the names alone."""
         after = {conn: set(conn.owned) for conn in everybody if here(conn)}
-        lost = {
-            (name, conn) for conn in before for name in before[conn] - after.get(conn, set())
-        }
+        lost = {(name, conn) for conn in before for name in before[conn] - after.get(conn, set())}
         won = {(name, conn) for conn in after for name in after[conn] - before.get(conn, set())}
         changed = {name for name, _ in lost | won}
         for client in clients:
@@ -246,9 +244,7 @@ def test_passes_what_the_oracle_lets_pass(
                 done = True
             except Refused:
                 done = False
-            assert done == (
-                actor not in clients or oracle.level(oracle.of_name(name)) == OWN
-            )
+            assert done == (actor not in clients or oracle.level(oracle.of_name(name)) == OWN)
             expect_owner_changes(owned, None)
         elif kind == "release":
             bus.release_name(actor, step[2])

@@ -36,7 +36,9 @@ ACTIVATABLE = ("com.example.Svc.Starts", "com.example.Hidden.Starts")
 
 
 @contextlib.contextmanager
-def proxied(command: Sequence[str], address: str, path: Path, words: Sequence[str]) -> Iterator[str]:
+def proxied(
+    command: Sequence[str], address: str, path: Path, words: Sequence[str]
+) -> Iterator[str]:
     """A socket in front of a bus that `command` serves; the address."""
     read, write = os.pipe()
     process = subprocess.Popen(
@@ -236,7 +238,7 @@ class World:
 
 @contextlib.contextmanager
 def world(ours: bool, words: Sequence[str]) -> Iterator[World]:
-    """A bus with two activatable names and a client behind a proxy, or endpoint, with these words."""
+    """A bus with activatable names and a client behind a proxy, or endpoint, with these words."""
     daemon = buses.jitney_command() if ours else [buses.REFERENCE or ""]
     command = OURS if ours else [PROXY or ""]
     with buses.running(daemon) as bus:
