@@ -238,7 +238,7 @@ class Endpoint:
             end = text.rfind(b".", 0, end)
 
     def conclude(self, verdict: Verdict) -> None:
-        verdict.calls_open = verdict.signals_open = verdict.level == _OWN
+        # Who may own a name may do all else: such a grant is always a plain one.
         for grant in verdict.grants:
             if grant.level >= _TALK and grant.plain:
                 if grant.what & _CALLS:

@@ -1,11 +1,12 @@
-"""org.freedesktop.DBus.Containers1: sandbox launchers get a socket for each container.
+"""org.jitney.Containers1: sandbox launchers get a socket for each container.
 
 Invariant: an instance's path is never used again; it is listed from AddServer's reply until its
 socket is gone and its last client has left, which InstanceRemoved tells, once. What a container is
 called is what its launcher said; who its clients are is what the kernel says.
 
-The interface is that of dbus's development branch, which no release has. There, the launcher's end
-stops the listening and leaves the clients alone, and so it does here. The named argument
+The interface is modelled on org.freedesktop.DBus.Containers1 of dbus's development branch, which no
+release has, and does not go by that name as long as it may change. There, the launcher's end stops
+the listening and leaves the clients alone, and so it does here. The named argument
 `org.jitney.Policy` (as) is ours: lines as in jitney.compat.endpoints.policy. Without it all may be
 done in a container that its user may do on the bus, but for opening further ones.
 """
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
     from ..endpoints.doors import Door, Doors
     from .driver import Driver
 
-NAME = "org.freedesktop.DBus.Containers1"
-_PATH = "/org/freedesktop/DBus/Containers1/c"
+NAME = "org.jitney.Containers1"
+_PATH = "/org/jitney/Containers1/c"
 _POLICY = "org.jitney.Policy"
 
 
@@ -78,7 +79,7 @@ def add_server(driver: Driver, conn: Connection, msg: Message) -> bytes | None:
     door.container = Container(instance, kind, name, metadata, _creator(conn))
     door.lingers = True
     door.credentials |= {
-        f"{NAME}.Instance": ("o", instance),
+        "org.jitney.ContainerInstance": ("o", instance),
         "org.jitney.ContainerType": ("s", kind),
         "org.jitney.ContainerName": ("s", name),
     }
@@ -99,7 +100,7 @@ def stop_listening(driver: Driver, conn: Connection, msg: Message) -> bytes | No
     return b""
 
 
-def get_instance_info(driver: Driver, conn: Connection, msg: Message) -> bytes | None:
+def describe_instance(driver: Driver, conn: Connection, msg: Message) -> bytes | None:
     _, door = _instance(driver, conn, msg)
     about = door.container
     assert about is not None
@@ -180,7 +181,7 @@ INTERFACE = Interface(
         Method("AddServer", "ssa{sv}a{sv}", "oays", add_server, privileged=True),
         Method("StopInstance", "o", "", stop_instance, privileged=True, ack=True),
         Method("StopListening", "o", "", stop_listening, privileged=True, ack=True),
-        Method("GetInstanceInfo", "o", "a{sv}ssa{sv}", get_instance_info, privileged=True),
+        Method("DescribeInstance", "o", "a{sv}ssa{sv}", describe_instance, privileged=True),
         Method("GetConnectionInstance", "s", "oa{sv}ssa{sv}", get_connection_instance),
     ],
     properties=[Property("SupportedArguments", "as", lambda driver: [_POLICY])],

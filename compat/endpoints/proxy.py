@@ -132,7 +132,7 @@ def main(words: Sequence[str]) -> int:
         return _serve(line)
     except Asked as text:
         print(text, end="")
-        return 0
+        sys.exit(0)
     except (Wrong, Refused) as reason:
         print(f"jitney proxy: {reason}", file=sys.stderr)
         return 1

@@ -1,4 +1,4 @@
-"""org.freedesktop.DBus.Containers1: a socket for each container, as its launcher sees it."""
+"""org.jitney.Containers1: a socket for each container, as its launcher sees it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rawclient import RawClient, Received
 
 from jitney.compat import wire
 
-CONTAINERS = b"org.freedesktop.DBus.Containers1"
+CONTAINERS = b"org.jitney.Containers1"
 
 
 @pytest.fixture
@@ -62,10 +62,10 @@ def test_says_of_a_connection_what_its_launcher_said(bus: buses.Daemon) -> None:
     assert metadata == {"example": ("s", "more")}
     assert creator["UnixUserID"] == ("u", os.geteuid())
     assert creator["ProcessID"][1] == os.getpid()
-    assert ask(launcher, b"GetInstanceInfo", "o", instance).body == [creator, kind, name, metadata]
+    assert ask(launcher, b"DescribeInstance", "o", instance).body == [creator, kind, name, metadata]
     found = launcher.reply_to(launcher.driver(b"GetConnectionCredentials", "s", inside.unique_name))
     found.close_fds()
-    assert found.body[0]["org.freedesktop.DBus.Containers1.Instance"] == ("o", instance)
+    assert found.body[0]["org.jitney.ContainerInstance"] == ("o", instance)
     assert found.body[0]["org.jitney.ContainerType"] == ("s", "com.example.Kind")
     assert found.body[0]["org.jitney.ContainerName"] == ("s", "app")
     # Not to be taken for the launcher itself.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -322,6 +323,35 @@ def test_passes_what_the_oracle_lets_pass(
             bus.disconnect(conn)
     assert not endpoint.connections
     assert all(conn.seen is None and conn.seen_by is None for conn in everybody)
+
+
+@settings(max_examples=150, deadline=None)
+@given(GRANTS, st.lists(st.sampled_from(NAMES), min_size=1, max_size=2, unique=True))
+def test_every_message_to_and_of_every_name(grants: list[Grant], names: list[bytes]) -> None:
+    """All of a small world, under any grants: by the name, by the unique name, and heard."""
+    bus = make_bus()
+    endpoint = Endpoint(b"e", grants)
+    bus.add_endpoint(endpoint)
+    oracle = Oracle(bus, grants)
+    service, client = corebus.join(bus), corebus.join(bus)
+    endpoint.enter(client)
+    for name in names:
+        bus.request_name(service, name, 0)
+    abouts = [(path, *rest) for path in PATHS for rest in itertools.product(INTERFACES, MEMBERS)]
+    for about in abouts:
+        for name in (*NAMES, service.unique_name):
+            oracle.seen[client] = set()
+            path, interface, member = about
+            msg = corebus.message(
+                wire.CALL, 1, path=path, interface=interface, member=member, destination=name
+            )
+            verdict = endpoint.judge(client, msg, bus.lookup(name))
+            assert ("passed", "denied", "hidden")[verdict] == oracle.sends(client, name, about)
+    bus.add_match(client, Rule(type=wire.SIGNAL))
+    for path, interface, member in abouts:
+        bus.dispatch(service, corebus.signal(1, path=path, interface=interface, member=member))
+        heard = bool(corebus.received(client))
+        assert heard == oracle.hears(client, service, (path, interface, member))
 
 
 def test_only_narrows() -> None:

@@ -525,6 +525,8 @@ def test_properties(world: World) -> None:
             "org.jitney.Policy1",
             "org.jitney.Inspect1",
             "org.jitney.Trace1",
+            "org.jitney.Endpoints1",
+            "org.jitney.Containers1",
         ],
     )
 
