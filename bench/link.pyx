@@ -162,7 +162,9 @@ cdef class Link:
         if self.buf is NULL or self.batch is NULL:
             raise MemoryError
         sock.settimeout(PATIENCE / 1000)
-        sock.sendall(auth_lines(with_fds) + hello())
+        # BEGIN waits for the answer: a proxy in between does not know otherwise whose word is next.
+        begin = b"BEGIN\r\n"
+        sock.sendall(auth_lines(with_fds).removesuffix(begin))
         data = b""
         lines = 2 if with_fds else 1
         name = None
@@ -176,6 +178,8 @@ cdef class Link:
                 lines -= 1
                 if not line.startswith((b"OK ", b"AGREE_UNIX_FD")):
                     raise LoadError(f"the broker did not let us in: {line!r}")
+                if not lines:
+                    sock.sendall(begin + hello())
             if not lines:
                 name, data = parse_string_reply(data, 1)
         self.name = name

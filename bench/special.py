@@ -17,6 +17,7 @@ from .brokers import Broker
 from .config import Config
 from .link import Histogram, Link
 from .running import Running
+from .sandboxed import sandboxed
 from .scenarios import couple
 
 Row = dict[str, float]
@@ -122,6 +123,11 @@ SPECIALS = (
     Special(
         "flood", "200 MB for a reader that stands still", "memory",
         "a message of 64 KiB; latency is that of calls between two others", flood,
+    ),
+    Special(
+        "sandboxed", "Calls out of a sandbox, 16 outstanding", "sandbox",
+        "a call through an endpoint, or xdg-dbus-proxy; latency is that of single calls",
+        sandboxed,
     ),
     Special("start", "Cold start to the first reply", "start", "", start),
 )  # fmt: skip

@@ -4,6 +4,7 @@ from libc.stdint cimport int64_t
 
 from .accounting cimport Tally, User, room_for_one
 from .connection cimport Connection
+from .endpoint cimport Endpoint, forget
 from .match cimport MatchIndex, Rule
 from .mem cimport Buffer, Map64, load32, view
 from .message cimport Message
@@ -13,6 +14,9 @@ from .trace cimport Tracer
 
 cdef class Bus(Router):
     cdef readonly object name_totals
+    cdef readonly list endpoints
+    cpdef add_endpoint(self, Endpoint endpoint)
+    cpdef remove_endpoint(self, Endpoint endpoint)
     @cython.locals(counts=Counts, user=User, total=Counts)
     cpdef settle(self, Connection conn)
     cpdef hello(self, Connection conn)
@@ -21,6 +25,7 @@ cdef class Bus(Router):
     cpdef disconnect(self, Connection conn)
     cpdef int request_name(self, Connection conn, bytes text, int64_t flags) except -1
     cpdef int release_name(self, Connection conn, bytes text) except -1
+    @cython.locals(endpoint=Endpoint)
     cpdef owner_changing(self, bytes text, Connection old, Connection new)
     cpdef owner_changed(self, bytes text, Connection new)
     cdef show_greeting(self, Connection conn)

@@ -18,6 +18,7 @@ except ImportError:
 
 from .accounting import room_for_one
 from .connection import ACTIVE, CLOSED, MONITOR, Connection
+from .endpoint import Endpoint
 from .errors import ACCESS_DENIED, INVALID_ARGS, LIMITS, NOT_FOUND, Refused
 from .limits import USER_OBJECTS, Limits
 from .match import MatchIndex, Rule
@@ -29,6 +30,7 @@ from .routing import DRIVER, Router
 from .syntax import is_bus_name
 
 if not cython.compiled:
+    from .endpoint import forget
     from .mem import load32, view
 
 
@@ -46,6 +48,7 @@ class Bus(Router):
     def __init__(self, limits: Limits | None = None, front: Any = None, guid: str = "") -> None:
         super().__init__(limits, front, guid)
         self.name_totals = NameTotals(self.names)
+        self.endpoints: list[Endpoint] = []
 
     # Coming and going
 
@@ -129,6 +132,8 @@ class Bus(Router):
         conn.state = CLOSED
         conn.queue.clear()
         self.settle(conn)
+        if conn.endpoint is not None:
+            conn.endpoint.leave(conn)
         if conn.id == 0:
             return
         self.settle_tallies(conn)
@@ -144,6 +149,7 @@ class Bus(Router):
         self.replies.drop_caller(conn)
         owed = self.replies.owed_by(conn)
         del self.connections[conn.id]
+        forget(conn)
         conn.user.connections -= 1
         for caller, serial in owed:
             self.front.no_reply(
@@ -204,7 +210,8 @@ class Bus(Router):
                 f'Connection "{conn.label}" is not allowed to own the service "{_shown(text)}"'
                 "because it is reserved for D-Bus' use only",
             )
-        if not conn.policy.may_own(text):
+        endpoint = conn.endpoint
+        if not conn.policy.may_own(text) or (endpoint is not None and not endpoint.may_own(text)):
             refused = Refused(
                 ACCESS_DENIED,
                 f'Connection "{conn.label}" is not allowed to own the service "{_shown(text)}" due '
@@ -258,6 +265,8 @@ class Bus(Router):
             # What they have done until now, they have done without it, or as its owner.
             if old is not None:
                 self.settle(old)
+                for endpoint in self.endpoints:
+                    endpoint.losing(text, old)
             if new is not None:
                 self.settle(new)
         front = self.front
@@ -270,6 +279,18 @@ class Bus(Router):
     def owner_changed(self, text: bytes, new: Connection) -> None:
         """A well-known name has this owner now."""
         self.front.name_owned(new, text)
+
+    # Endpoints
+
+    def add_endpoint(self, endpoint: Endpoint) -> None:
+        """Opens it to clients (kdbus: ENDPOINT_MAKE)."""
+        endpoint.replies = self.replies
+        endpoint.table = self.table
+        self.endpoints.append(endpoint)
+
+    def remove_endpoint(self, endpoint: Endpoint) -> None:
+        """Nobody is to come in by it any more; who is there stays what he is."""
+        self.endpoints.remove(endpoint)
 
     # Matches
 

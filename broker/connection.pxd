@@ -48,6 +48,10 @@ cdef class Connection:
     cdef public Py_ssize_t peak_names
     cdef public object taker
     cdef public object tracer
+    cdef public object endpoint
+    cdef public set seen
+    cdef public set seen_by
+    cdef public uint32_t version
     cdef public object transport
     cdef public object creds
 

@@ -43,6 +43,10 @@ class Connection:
     `tallies`: what it sent to single receivers and still waits there, by the receivers' user;
     `tally` is the one used last, `own_tally` that of its own user.
 
+    `endpoint`: the one that it came in by (`endpoint.Endpoint`), None for the bus's own door;
+    `seen`: peers that have shown themselves to it there, `seen_by` those to whom it has. `version`
+    counts up when the names that it owns change.
+
     `to_keys`, `to_types`: the message types that clients of a policy may always send to this
     connection, by the policy's number, in slot number % KEPT; `from_keys`, `from_types`: those that
     they may always receive from it. They hold as long as it has the same names."""
@@ -85,6 +89,10 @@ class Connection:
         self.peak_names = 0
         self.taker: Any = None
         self.tracer: Any = None
+        self.endpoint: Any = None
+        self.seen: set[Any] | None = None
+        self.seen_by: set[Any] | None = None
+        self.version = 0
         self.transport: Any = None
         self.creds: Any = None
         if not cython.compiled:

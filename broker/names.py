@@ -190,8 +190,10 @@ class Registry:
             new = head.conn
         if old is not None:
             old.owned.pop(name.text, None)
+            old.version += 1
         name.owner = new
         if new is not None:
             new.owned[name.text] = name
+            new.version += 1
             self.listener.owner_changed(name.text, new)
         self.forget(name)

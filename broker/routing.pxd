@@ -5,6 +5,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from .accounting cimport Accounts, Pool, Tally, User
 from .atoms cimport Atom, Atoms
 from .connection cimport Connection
+from .endpoint cimport Endpoint
 from .match cimport MatchIndex, Rule
 from .mem cimport Buffer, Map64, load32, of_bytes, same, take, view
 from .message cimport Message
@@ -54,7 +55,7 @@ cdef class Router:
     cdef Py_ssize_t max_connections_per_user
     cdef double reply_timeout
 
-    @cython.locals(dest=Connection, counts=Counts)
+    @cython.locals(dest=Connection, counts=Counts, endpoint=Endpoint)
     cpdef dispatch(self, Connection conn, Message msg)
     cdef dispatch_inactive(self, Connection conn, Message msg)
     cdef no_owner(self, Connection conn, Message msg)
@@ -63,12 +64,12 @@ cdef class Router:
     cdef Connection find_dest(self, const uint8_t* p, Py_ssize_t off, Py_ssize_t n)
     @cython.locals(slot=Slot)
     cdef unicast(self, Connection conn, Connection dest, Message msg)
-    @cython.locals(queue=Queue, tally=Tally)
+    @cython.locals(queue=Queue, tally=Tally, endpoint=Endpoint)
     cdef unicast_for(self, Connection conn, Connection dest, Message msg, bint requested)
     @cython.locals(tallies=dict, tally=Tally)
     cdef Tally tally_of(self, Connection conn, User receiver)
     cdef bint expect_reply(self, Connection conn, Connection dest, Message msg) except -1
-    @cython.locals(conn=Connection, queue=Queue, user=User, tally=Tally)
+    @cython.locals(conn=Connection, queue=Queue, user=User, tally=Tally, endpoint=Endpoint)
     cpdef broadcast(self, Message msg, Connection sender, Connection dest)
     @cython.locals(conn=Connection, tally=Tally, tracer=Tracer)
     cpdef capture(self, Message msg, Connection sender, Connection dest)

@@ -154,6 +154,9 @@ class Router:
                 self.outside(msg, conn)
             return
         dest = self.find_dest(msg.p, msg.dest_off, msg.dest_len)
+        endpoint = conn.endpoint
+        if endpoint is not None and not endpoint.lets_out(self, conn, msg, dest):
+            return
         if dest is not None:
             if self.monitors:
                 self.capture(msg, conn, dest)
@@ -238,6 +241,9 @@ class Router:
     def unicast_for(
         self, conn: Connection, dest: Connection, msg: Message, requested: bool
     ) -> None:
+        endpoint = dest.endpoint
+        if endpoint is not None and not endpoint.lets_in(dest, msg, conn, requested):
+            return
         if not self.may_send(conn, dest, dest, msg, requested):
             return
         if not self.may_receive(conn, dest, dest, msg, requested):
@@ -317,6 +323,9 @@ class Router:
         """Queues `msg` for everyone whose match rules want it; `dest` has it already."""
         user = sender.user if sender is not None else self.accounts.bus
         for conn in self.match_index.collect(msg, sender, dest):
+            endpoint = conn.endpoint
+            if endpoint is not None and not endpoint.hears(conn, msg, sender):
+                continue
             plain = msg.reply_serial == 0 and msg.dest_len < 0
             if sender is not None and not (
                 sender.send_open

@@ -39,9 +39,20 @@ class Acceptor:
         """Begins to listen; see `listen.Listener`."""
         self.loop = loop
         for listener in listeners:
-            fd = listener.sock.fileno()
-            self.listeners[fd] = listener
-            self.watch(fd)
+            self.open(listener)
+
+    def open(self, listener: Any) -> None:
+        """One more, while the others are at work."""
+        fd = listener.sock.fileno()
+        self.listeners[fd] = listener
+        self.watch(fd)
+
+    def shut(self, listener: Any) -> None:
+        """One less; its socket is still open and its owner's."""
+        fd = listener.sock.fileno()
+        if self.listeners.pop(fd, None) is not None:
+            self.resting.discard(fd)
+            self.hub.listen(fd, False)
 
     def stop(self) -> None:
         """Stops listening; the sockets are their owner's."""

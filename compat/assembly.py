@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from .config import Plain
     from .daemon import Daemon
     from .driver.table import Interface
+    from .endpoints.doors import Doors
     from .exposition import Exposition
     from .upgrade.store import Store
 
@@ -94,6 +95,16 @@ class BusContext:
 
     def about(self) -> Mapping[str, Any]:
         return about_daemon(self.service, self.daemon)
+
+    def endpoints(self) -> Doors:
+        front = self.service.front
+        if front.doors is None:
+            # Most buses have one door.
+            from .endpoints.doors import Doors
+
+            front.doors = Doors(self.service)
+        doors: Doors = front.doors
+        return doors
 
 
 class Peaks:
@@ -263,6 +274,8 @@ class BusService:
     def close(self) -> None:
         if self.kdbus is not None:
             self.kdbus.close()
+        if self.front.doors is not None:
+            self.front.doors.close()
         if self.exposition is not None:
             self.exposition.close()
         self.watch.close()

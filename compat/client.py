@@ -96,6 +96,14 @@ class Client:
             raise DBusError((msg.error_name or b"").decode(), text)
         return found
 
+    def next_message(self) -> Message:
+        """Whatever comes next, where no reply is waited for. Raises NoBus, also for no message."""
+        self.deadline = time.monotonic() + self.timeout
+        try:
+            return self._receive()
+        except OSError as error:
+            raise NoBus(f"the bus does not answer: {error.strerror or error}") from None
+
     def close(self) -> None:
         self.sock.close()
 

@@ -15,6 +15,8 @@ SUBCOMMANDS = {
     "peers": ("jitney.compat.look.peers", "the connections of a running bus"),
     "names": ("jitney.compat.look.names", "its names, their owners and who waits for them"),
     "matches": ("jitney.compat.look.matches", "its match rules"),
+    "endpoint": ("jitney.compat.endpoints.command", "open another door to a bus, with a policy"),
+    "proxy": ("jitney.compat.endpoints.proxy", "the same, with xdg-dbus-proxy's command line"),
     "explain": ("jitney.compat.explain", "which rule of the policy allows or denies something"),
     "check-config": ("jitney.compat.check_config", "find mistakes in configuration files"),
     "upgrade": ("jitney.compat.upgrade.command", "have a running bus go on with newer code"),

@@ -18,6 +18,7 @@ from jitney.broker.policy import NO_UID
 
 from .auth import Auth
 from .config.names import at_console, settle, user_groups
+from .endpoints.guard import turn_back, unasked
 from .errors import LIMITS_EXCEEDED, NAMES, NO_REPLY, NOT_SUPPORTED, SERVICE_UNKNOWN, DBusError
 from .peer import Peer
 
@@ -46,6 +47,7 @@ class Front:
         self.driver: Any = None
         self.activator: Any = None
         self.hub: Any = None
+        self.doors: Any = None
         self.known: set[int] = set()
         self.shared: dict[int | None, Any] = {}
 
@@ -72,6 +74,8 @@ class Front:
         conn.transport = peer
         conn.creds = peer.creds
         conn.accepts_fds = auth.unix_fds
+        if peer.listener.endpoint is not None:
+            peer.listener.endpoint.enter(conn)
         return conn
 
     def may_connect(self, uid: int) -> bool:
@@ -132,6 +136,8 @@ class Front:
                 "info", f"Monitoring connection {conn.label} closed.", "monitor-gone", conn=conn
             )
         self.waits_no_more(conn)
+        if self.doors is not None:
+            self.doors.gone(conn)
 
     def waits_no_more(self, conn: Connection) -> None:
         """The connection is gone, or a monitor now: it waits for no service."""
@@ -156,9 +162,19 @@ class Front:
         self.hub.drop(conn.transport)
 
     def refused(self, conn: Connection, msg: Message, refused: Refused | DBusError) -> None:
-        """The error reply to a refused message, be it a call or not, as dbus-daemon sends it."""
+        """The error reply to a refused message, be it a call or not, as dbus-daemon sends it; but
+        for clients of an endpoint."""
+        if conn.endpoint is not None and unasked(conn, msg):
+            return
         name = NAMES[refused.code] if isinstance(refused, Refused) else refused.name
         self.say_no(conn, msg.serial, name, refused.text)
+
+    def turned_back(
+        self, conn: Connection, dest: Connection | None, msg: Message, hidden: bool
+    ) -> None:
+        """The endpoint that the sender came in by keeps its message from `dest` (None: from a name
+        without an owner, or the bus); `hidden`: as if nobody were there."""
+        turn_back(self, conn, dest, msg, hidden)
 
     def no_reply(self, caller: Connection, serial: int, text: str) -> None:
         self.say_no(caller, serial, NO_REPLY, text)

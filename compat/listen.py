@@ -20,13 +20,16 @@ import socket
 import stat
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import errors
 from .address import Address, bad, escape, parse
 from .auth import Offer
 from .errors import DBusError
 from .process import from_errno
+
+if TYPE_CHECKING:
+    from jitney.broker.endpoint import Endpoint
 
 MAX_PATH = 99
 """Bytes of a socket's path or abstract name: the reference implementation's limit."""
@@ -47,10 +50,11 @@ class Listener:
 
     `kind` is "unix" or "tcp". `nonce`, if not empty, is what each peer must send first, before
     anything of D-Bus. `address` and `guid` are those of the server it belongs to. `offer` is
-    what its peers may authenticate with; whoever accepts here sets it first.
+    what its peers may authenticate with; whoever accepts here sets it first. `endpoint`: whose
+    clients they become, None for the bus's own door.
     """
 
-    __slots__ = ("address", "guid", "kind", "nonce", "offer", "sock")
+    __slots__ = ("address", "endpoint", "guid", "kind", "nonce", "offer", "sock")
 
     def __init__(
         self, sock: socket.socket, address: str, guid: str, kind: str, nonce: bytes
@@ -61,6 +65,7 @@ class Listener:
         self.kind = kind
         self.nonce = nonce
         self.offer: Offer | None = None
+        self.endpoint: Endpoint | None = None
 
     def close(self) -> None:
         """Stop listening here. Files are the server's matter."""

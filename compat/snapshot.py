@@ -75,6 +75,8 @@ def peer(conn: Connection, bus: Bus, moment: int) -> Record:
         "owes_us": max(0, moment - owed) if owed else 0,
         "dropped": conn.dropped,
     }
+    if conn.endpoint is not None:
+        record["endpoint"] = text(conn.endpoint.name)
     if conn.tallies:
         waits = [
             (tally.receiver.uid, tally.bytes) for tally in conn.tallies.values() if tally.bytes

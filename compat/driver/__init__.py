@@ -12,6 +12,8 @@ from .table import DRIVER_PATH
 # Only now: the interfaces' compiled modules need the driver's to be there.
 from . import (  # isort: skip
     bus,
+    containers,
+    endpoints,
     inspect,
     introspectable,
     monitoring,
@@ -36,6 +38,8 @@ INTERFACES = (
     inspect.INTERFACE,
     trace.INTERFACE,
     upgrade.INTERFACE,
+    endpoints.INTERFACE,
+    containers.INTERFACE,
 )
 """In the order in which they are described, and searched when a call names none. Our own come last:
 what dbus-daemon describes is described as it does."""

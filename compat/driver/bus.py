@@ -19,6 +19,7 @@ from jitney.broker.connection import Connection
 from jitney.broker.message import Message
 
 from .. import wire
+from ..endpoints.guard import visible
 from ..errors import (
     ADT_AUDIT_DATA_UNKNOWN,
     FAILED,
@@ -96,6 +97,8 @@ def list_names(driver: Driver, conn: Connection, msg: Message) -> bytes | None:
     names = [DRIVER]
     names += [peer.unique_name for peer in bus.connections.values() if not peer.monitor]
     names += [name.name for name in bus.names if name.owner is not None]
+    if conn.endpoint is not None:
+        names = visible(conn, names)
     return wire.string_array(names)
 
 
@@ -135,7 +138,10 @@ def start_service_by_name(driver: Driver, conn: Connection, msg: Message) -> byt
 
 
 def list_activatable_names(driver: Driver, conn: Connection, msg: Message) -> bytes | None:
-    return wire.string_array([DRIVER, *driver.activation.activatable_names()])
+    names = [DRIVER, *driver.activation.activatable_names()]
+    if conn.endpoint is not None:
+        names = visible(conn, names)
+    return wire.string_array(names)
 
 
 def update_activation_environment(driver: Driver, conn: Connection, msg: Message) -> bytes | None:
@@ -204,6 +210,8 @@ def get_connection_credentials(driver: Driver, conn: Connection, msg: Message) -
         groups = creds.groups() if creds.uid == peer.user.uid else None
         if groups is not None:
             known["UnixGroupIDs"] = ("au", groups)
+    if peer.endpoint is not None and peer.endpoint.holder is not None:
+        known |= peer.endpoint.holder.credentials
     label = creds.label()
     if label is not None:
         # GVariant's way with strings of unknown encoding: the NUL belongs to the value.

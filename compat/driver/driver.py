@@ -27,6 +27,7 @@ from jitney.broker.mem import Map64
 from jitney.broker.message import Message
 
 from .. import wire
+from ..endpoints.guard import stops
 from ..errors import (
     ACCESS_DENIED,
     INVALID_ARGS,
@@ -49,6 +50,8 @@ if not cython.compiled:
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
+
+    from ..endpoints.doors import Doors
 
 NOT_ACTIVE = b":not.active.yet"
 """Whom the bus answers if he has not said Hello."""
@@ -83,6 +86,9 @@ class Context(Protocol):
 
     def about(self) -> Mapping[str, Any]:
         """What org.jitney.Inspect1 says of the daemon, beyond the bus itself."""
+
+    def endpoints(self) -> Doors:
+        """The bus's other doors."""
 
 
 class Activation(Protocol):
@@ -162,6 +168,8 @@ class Driver:
         if msg.type != wire.CALL:
             return self._not_a_call(conn, msg)
         try:
+            if conn.endpoint is not None and stops(self, conn, msg):
+                return False
             method = self.method(conn, msg)
             body = method.handler(self, conn, msg)
         except DBusError as error:

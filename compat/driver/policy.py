@@ -124,7 +124,22 @@ def _message_or_name(driver: Driver, conn: Connection, about: dict[str, Any]) ->
     if note:
         account["notes"].append(note)
     account["notes"] += notes_on(driver.interfaces, message)
+    if sender is not None and sender.endpoint is not None and sender.endpoint.filtering:
+        account["notes"].append(_by_endpoint(sender, destination))
     return account
+
+
+def _by_endpoint(sender: Connection, destination: bytes | None) -> str:
+    endpoint = sender.endpoint
+    about = (
+        f"{sender.label} came in by endpoint {endpoint.name.decode()}, whose policy is asked first"
+    )
+    if destination is None:
+        return about
+    level = ("hides", "lets it see", "lets it talk to", "lets it own")[
+        endpoint.level(sender, destination)
+    ]
+    return f"{about}: it {level} {destination.decode()}"
 
 
 def notes_on(interfaces: Iterable[Interface], msg: ImaginedMessage) -> list[str]:

@@ -32,7 +32,7 @@ def interfaces(driver: Driver) -> list[str]:
 
 
 PROPERTIES = (Property("Features", "as", features), Property("Interfaces", "as", interfaces))
-"""Those of org.freedesktop.DBus; no other interface of the bus has any."""
+"""Those of org.freedesktop.DBus."""
 
 
 def _interface(driver: Driver, msg: Message) -> Interface:

@@ -26,6 +26,7 @@ def describe(record: Record) -> str:
         f"process   {record['pid'] or '?'} {record['command']}",
         f"cgroup    {record['cgroup'] or '?'}",
         f"names     {names}",
+        *([f"endpoint  {record['endpoint']}"] if "endpoint" in record else []),
         "",
         *_traffic(record),
         *_queue(record),

@@ -58,6 +58,8 @@ def _row(record: Record) -> list[str]:
         names.append(f"(waits for {record['n_waits_for']})")
     if record["monitor"]:
         names.append("(monitor)")
+    if "endpoint" in record:
+        names.append(f"(by endpoint {record['endpoint']})")
     return [
         record["name"],
         record["user"],

@@ -526,6 +526,8 @@ def test_properties(world: World) -> None:
             "org.jitney.Inspect1",
             "org.jitney.Trace1",
             "org.jitney.Upgrade1",
+            "org.jitney.Endpoints1",
+            "org.jitney.Containers1",
         ],
     )
 
