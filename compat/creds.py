@@ -43,6 +43,7 @@ class Credentials:
         self._fd = fd
         self._groups: list[int] | None = None
         self._groups_asked = False
+        self._database_asked = False
         self._label: bytes | None = None
         self._label_asked = False
         answer = option(fd, SO_PEERCRED, 12)
@@ -64,14 +65,20 @@ class Credentials:
     def groups(self) -> list[int] | None:
         """All groups, the primary one among them, sorted; None if they cannot be told.
 
-        Kernels before 4.13 do not say; then it is what the user database says about the uid.
+        Kernels before 4.13 do not say; then it is what the user database says about the uid,
+        which does for a policy (dbus-daemon's, too) but is nothing to tell others.
         """
+        if self.kernel_groups() is None and not self._database_asked:
+            self._database_asked = True
+            self._groups = self._database_groups()
+        return self._groups
+
+    def kernel_groups(self) -> list[int] | None:
+        """The same, only if the kernel says so."""
         if not self._groups_asked:
             self._groups_asked = True
             self._groups = self._peer_groups()
-            if self._groups is None:
-                self._groups = self._database_groups()
-        return self._groups
+        return None if self._database_asked else self._groups
 
     def label(self) -> bytes | None:
         """The security module's label without the NUL that some end it with; None if none.

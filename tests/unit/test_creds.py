@@ -136,8 +136,11 @@ def test_groups_are_asked_for_once() -> None:
 
 def test_groups_of_old_kernels_come_from_the_user_database() -> None:
     sock = fake(SO_PEERCRED=struct.pack("=iII", 1, 0, 12345))
-    groups = Credentials(sock).groups()
+    who = Credentials(sock)
+    groups = who.groups()
     assert groups == sorted({*os.getgrouplist("root", 12345)})
+    # Not for others to be told.
+    assert who.kernel_groups() is None
 
 
 def test_groups_of_a_user_nobody_knows() -> None:
