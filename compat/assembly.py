@@ -17,7 +17,7 @@ from jitney.broker.errors import ACCESS_DENIED as NOT_ALLOWED
 from jitney.broker.policy import PolicySet
 
 from . import wire
-from .activation import Activator, DirectoryWatch, Settings
+from .activation import Activator, Settings, directory_watch
 from .driver import INTERFACES, Driver
 from .errors import ACCESS_DENIED, DBusError
 from .front import Front, loginfo
@@ -181,7 +181,7 @@ class BusService:
             # With a single CPU, whom we wait for could not run while we look.
             self.hub.busy_poll = daemon.options.busy_poll
         self.front.hub = self.hub
-        self.watch = DirectoryWatch(loop, self.changed, self.front.log)
+        self.watch = directory_watch(loop, self.changed, self.front.log)
         self.watch.watch(self.watched(config))
         self.activator.use_watch(self.watch)
         self.hub.start(loop, daemon.listeners)

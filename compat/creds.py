@@ -14,9 +14,10 @@ import os
 import struct
 import sys
 
+from . import ways
 from .sysio import option
 
-# Linux's numbers.
+# Linux's numbers; on other systems they mean something else, and are not asked for.
 SO_PEERCRED = 17
 SO_PEERSEC = 31
 SO_PEERGROUPS = 59
@@ -46,10 +47,16 @@ class Credentials:
         self._database_asked = False
         self._label: bytes | None = None
         self._label_asked = False
-        answer = option(fd, SO_PEERCRED, 12)
-        if isinstance(answer, int) or len(answer) != 12:
-            return
-        pid, uid, gid = _UCRED.unpack(answer)
+        if ways.LINUX:
+            answer = option(fd, SO_PEERCRED, 12)
+            if isinstance(answer, int) or len(answer) != 12:
+                return
+            pid, uid, gid = _UCRED.unpack(answer)
+        else:
+            ids = ways.peer_ids(fd)
+            if ids is None:
+                return
+            pid, uid, gid = ids
         # TCP sockets answer 0, -1, -1; a process outside our pid namespace has pid 0.
         if uid != _UNKNOWN_ID:
             self.uid = uid
@@ -96,7 +103,7 @@ class Credentials:
 
     def pidfd(self) -> int | None:
         """A new pidfd of the peer, close-on-exec, for the caller to close; None if none."""
-        answer = option(self._fd, SO_PEERPIDFD, 4)
+        answer = option(self._fd, SO_PEERPIDFD, 4) if ways.LINUX else errno.ENOPROTOOPT
         if isinstance(answer, int) or len(answer) != 4:
             return None
         fd = int.from_bytes(answer, sys.byteorder, signed=True)
@@ -126,6 +133,8 @@ class Credentials:
 
 def _option(fd: int, number: int) -> bytes | None:
     """A socket option of any length; None on any error."""
+    if not ways.LINUX:
+        return None
     answer = option(fd, number, _SMALL)
     if answer == errno.ERANGE:
         answer = option(fd, number, _LARGE)

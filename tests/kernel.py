@@ -12,6 +12,8 @@ import socket
 
 import pytest
 
+from jitney.compat import ways
+
 _SO_PEERGROUPS = 59
 _PIDFD_GETFD = 438
 _PR_CAP_AMBIENT, _IS_SET = 47, 1
@@ -58,6 +60,9 @@ MEMFD = _memfd()
 PEER_GROUPS = _peer_groups()
 AMBIENT = _ambient()
 
+needs_linux_ways = pytest.mark.skipif(
+    not ways.LINUX, reason="only Linux has it, and its ways are switched off (JITNEY_WAYS)"
+)
 needs_ambient = pytest.mark.skipif(
     not AMBIENT, reason="this kernel has no ambient capabilities (Linux 4.3)"
 )

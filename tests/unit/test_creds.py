@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+import kernel
 import pytest
 
 from jitney.compat import creds, sysio
@@ -55,6 +56,8 @@ class Fake:
 def fake(refusal: int = errno.ENOPROTOOPT, **answers: bytes | Callable[[int], bytes]) -> Any:
     return Fake(refusal, **answers)
 
+
+pytestmark = kernel.needs_linux_ways
 
 CRED = struct.pack("=iII", 77, 65534, 65534)
 
