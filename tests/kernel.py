@@ -1,6 +1,6 @@
 """What the kernel under the tests can do, found by asking it.
 
-Invariant: each answer is about this very process: under `old/linux310.py` it is Linux 3.10's.
+Invariant: each answer is about this very process: under `anywhere/linux310.py` it is Linux 3.10's.
 """
 
 from __future__ import annotations

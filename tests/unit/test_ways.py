@@ -95,7 +95,7 @@ def test_sets_are_like_epoll(portable: Any) -> None:
     assert [fd for fd, _ in portable.poll(0, 256)] == []
     for each in both:
         with pytest.raises(FileNotFoundError):
-            each.unregister(1000)
+            each.unregister(writing)
     for fd in (reading, writing):
         os.close(fd)
     one.close()
