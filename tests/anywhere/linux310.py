@@ -1,4 +1,4 @@
-"""Runs a program as if the kernel were Linux 3.10: `python tests/anywhere/linux310.py PROGRAM ARGS…`
+"""Runs a program as on Linux 3.10: `python tests/anywhere/linux310.py PROGRAM ARGS…`
 
 Invariant: what came after 3.10 and can be told from a system call's numbers fails as it does
 there: ENOSYS for system calls, ENOPROTOOPT for options of sockets, EINVAL for commands and flags.
