@@ -286,6 +286,7 @@ class Bus(Router):
         """Opens it to clients (kdbus: ENDPOINT_MAKE)."""
         endpoint.replies = self.replies
         endpoint.table = self.table
+        endpoint.first = self.first
         self.endpoints.append(endpoint)
 
     def remove_endpoint(self, endpoint: Endpoint) -> None:

@@ -56,5 +56,9 @@ cdef class Connection:
     cdef public object creds
 
     cpdef void forget_verdicts(self)
+    @cython.locals(number=uint32_t, slot=uint32_t)
+    cdef int types_to(self, Connection sender) except -1
+    @cython.locals(number=uint32_t, slot=uint32_t)
+    cdef int types_from(self, Connection receiver) except -1
     @cython.locals(i=Py_ssize_t)
     cpdef list some_rules(self, Py_ssize_t start, Py_ssize_t count)

@@ -130,6 +130,26 @@ class Connection:
         found.sort(key=lambda rule: rule.number)
         return found
 
+    def types_to(self, sender: Connection) -> int:
+        """The message types, as bits, that `sender` may send here, unrequested replies aside,
+        whatever else is in them."""
+        number = sender.policy_number
+        slot = number & 3
+        if self.to_keys[slot] != number:
+            self.to_types[slot] = sender.policy.types_to(self)
+            self.to_keys[slot] = number
+        return self.to_types[slot]
+
+    def types_from(self, receiver: Connection) -> int:
+        """The message types that `receiver` may get from here, likewise, if sent to it or to
+        everybody."""
+        number = receiver.policy_number
+        slot = number & 3
+        if self.from_keys[slot] != number:
+            self.from_types[slot] = receiver.policy.types_from(self)
+            self.from_keys[slot] = number
+        return self.from_types[slot]
+
     def some_rules(self, start: int, count: int) -> list[Any]:
         """Of its rules `count` from the `start`th on, in no order, but in the same as long as they
         are the same: for those who look through very many of them bit by bit."""

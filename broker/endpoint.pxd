@@ -42,6 +42,7 @@ cdef class Endpoint:
     cdef readonly int64_t n_refused
     cdef Replies replies
     cdef Map64 table
+    cdef public uint64_t first
     cdef readonly list grants
     cdef dict by_name
     cdef Map64 names

@@ -142,6 +142,7 @@ class Endpoint:
         self.n_refused = 0
         self.replies: Replies | None = None
         self.table: Map64 | None = None
+        self.first = 1
         self.grants = [*grants]
         self.by_name: dict[bytes, list[Grant]] = {}
         # The bus itself may be talked to, whatever else; what it does is the front's to decide.
@@ -258,7 +259,7 @@ class Endpoint:
             return 0
         if text[0] != 58:
             return self.level_of(text)
-        return self.level_on(conn, self.table.get(unique_id(text)))
+        return self.level_on(conn, self.table.get(unique_id(text, self.first)))
 
     def level_on(self, conn: Connection, peer: Connection | None) -> int:
         """The level that `conn` has on a peer (None: nobody)."""
@@ -370,7 +371,8 @@ class Endpoint:
             return self.of_name(p, off, n).level >= _SEE
         if self.sloppy:
             return True
-        return self.level_on(conn, self.table.get(unique_id(take(p, off, n)))) >= _SEE
+        peer = self.table.get(unique_id(take(p, off, n), self.first))
+        return self.level_on(conn, peer) >= _SEE
 
 
 def forget(conn: Connection) -> None:

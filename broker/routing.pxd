@@ -83,10 +83,6 @@ cdef class Router:
     @cython.locals(counts=Counts)
     cdef enqueue(self, Connection dest, Message msg, Connection sender, Tally tally)
     cpdef stir(self, Connection conn)
-    @cython.locals(number=uint32_t, slot=uint32_t)
-    cdef int types_to(self, Connection sender, Connection receiver) except -1
-    @cython.locals(number=uint32_t, slot=uint32_t)
-    cdef int types_from(self, Connection sender, Connection receiver) except -1
     cdef bint may_send(self, Connection conn, Connection addressed, Connection proposed, Message msg, bint requested) except -1
     cdef bint may_receive(self, Connection conn, Connection addressed, Connection proposed, Message msg, bint requested) except -1
     cpdef refuse(self, Connection conn, Message msg, str code, str text)

@@ -330,7 +330,7 @@ class Router:
             if sender is not None and not (
                 sender.send_open
                 or (plain and (sender.send_types >> msg.type) & 1)
-                or (plain and (self.types_to(sender, conn) >> msg.type) & 1)
+                or (plain and (conn.types_to(sender) >> msg.type) & 1)
             ):
                 policy = sender.policy
                 if not policy.may_send(self, msg, conn, False):
@@ -339,9 +339,7 @@ class Router:
             if not (
                 conn.receive_open
                 or (plain and (conn.receive_types >> msg.type) & 1)
-                or (
-                    plain and sender is not None and (self.types_from(sender, conn) >> msg.type) & 1
-                )
+                or (plain and sender is not None and (sender.types_from(conn) >> msg.type) & 1)
             ):
                 policy = conn.policy
                 if not policy.may_receive(self, msg, sender, dest, conn, False):
@@ -527,7 +525,7 @@ class Router:
         if requested or msg.reply_serial == 0:
             if (conn.send_types >> msg.type) & 1:
                 return True
-            if proposed is not None and (self.types_to(conn, proposed) >> msg.type) & 1:
+            if proposed is not None and (proposed.types_to(conn) >> msg.type) & 1:
                 return True
         policy = conn.policy
         if policy.may_send(self, msg, proposed, requested):
@@ -550,33 +548,13 @@ class Router:
         if requested or msg.reply_serial == 0:
             if (proposed.receive_types >> msg.type) & 1:
                 return True
-            if addressed is proposed and (self.types_from(conn, proposed) >> msg.type) & 1:
+            if addressed is proposed and (conn.types_from(proposed) >> msg.type) & 1:
                 return True
         policy = proposed.policy
         if policy.may_receive(self, msg, conn, addressed, proposed, requested):
             return True
         self.complain(conn, proposed, msg, ACCESS_DENIED, RECEIVE_DENIED, policy, requested)
         return False
-
-    def types_to(self, sender: Connection, receiver: Connection) -> int:
-        """The message types, as bits, that `sender` may send to `receiver`, unrequested replies
-        aside, whatever else is in them."""
-        number = sender.policy_number
-        slot = number & 3
-        if receiver.to_keys[slot] != number:
-            receiver.to_types[slot] = sender.policy.types_to(receiver)
-            receiver.to_keys[slot] = number
-        return receiver.to_types[slot]
-
-    def types_from(self, sender: Connection, receiver: Connection) -> int:
-        """The message types that `receiver` may get from `sender`, likewise, if sent to it or to
-        everybody."""
-        number = receiver.policy_number
-        slot = number & 3
-        if sender.from_keys[slot] != number:
-            sender.from_types[slot] = receiver.policy.types_from(sender)
-            sender.from_keys[slot] = number
-        return sender.from_types[slot]
 
     def complain(
         self,

@@ -17,7 +17,7 @@ from jitney.broker.errors import ACCESS_DENIED as NOT_ALLOWED
 from jitney.broker.policy import PolicySet
 
 from . import wire
-from .activation import Activator, DirectoryWatch, Settings
+from .activation import Activator, Settings, directory_watch
 from .driver import INTERFACES, Driver
 from .errors import ACCESS_DENIED, FAILED, DBusError
 from .front import Front, loginfo
@@ -208,7 +208,7 @@ class BusService:
         if self.store is not None:
             self.store.hub = self.hub
             self.front.store = self.store  # type: ignore[attr-defined]
-        self.watch = DirectoryWatch(loop, self.changed, self.front.log)
+        self.watch = directory_watch(loop, self.changed, self.front.log)
         self.watch.watch(self.watched(config))
         self.activator.use_watch(self.watch)
         self.hub.start(loop, daemon.listeners)

@@ -14,6 +14,7 @@ import ctypes
 import errno
 import os
 import struct
+from typing import Any
 
 SETGID = 1 << 6
 SETUID = 1 << 7
@@ -71,16 +72,21 @@ def own_proc_files() -> None:
 
 
 def _capability_call(name: str, sets: bytearray) -> None:
-    function = getattr(_libc, name, None)
-    if function is None:
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    function = _function(name)
     header = bytearray(_HEADER.pack(_VERSION_3, 0))
     buffers = [(ctypes.c_char * len(data)).from_buffer(data) for data in (header, sets)]
     _check(function(*buffers))
 
 
 def _prctl(option: int, value: int) -> None:
-    _check(_libc.prctl(option, *map(ctypes.c_ulong, (value, 0, 0, 0))))
+    _check(_function("prctl")(option, *map(ctypes.c_ulong, (value, 0, 0, 0))))
+
+
+def _function(name: str) -> Any:
+    function = getattr(_libc, name, None)
+    if function is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    return function
 
 
 def _check(result: int) -> None:

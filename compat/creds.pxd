@@ -8,5 +8,6 @@ cdef class Credentials:
     cdef object _fd
     cdef object _groups
     cdef bint _groups_asked
+    cdef bint _database_asked
     cdef object _label
     cdef bint _label_asked

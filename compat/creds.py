@@ -14,9 +14,10 @@ import os
 import struct
 import sys
 
+from . import ways
 from .sysio import option
 
-# Linux's numbers.
+# Linux's numbers; on other systems they mean something else, and are not asked for.
 SO_PEERCRED = 17
 SO_PEERSEC = 31
 SO_PEERGROUPS = 59
@@ -43,12 +44,19 @@ class Credentials:
         self._fd = fd
         self._groups: list[int] | None = None
         self._groups_asked = False
+        self._database_asked = False
         self._label: bytes | None = None
         self._label_asked = False
-        answer = option(fd, SO_PEERCRED, 12)
-        if isinstance(answer, int) or len(answer) != 12:
-            return
-        pid, uid, gid = _UCRED.unpack(answer)
+        if ways.LINUX:
+            answer = option(fd, SO_PEERCRED, 12)
+            if isinstance(answer, int) or len(answer) != 12:
+                return
+            pid, uid, gid = _UCRED.unpack(answer)
+        else:
+            ids = ways.peer_ids(fd)
+            if ids is None:
+                return
+            pid, uid, gid = ids
         # TCP sockets answer 0, -1, -1; a process outside our pid namespace has pid 0.
         if uid != _UNKNOWN_ID:
             self.uid = uid
@@ -64,14 +72,20 @@ class Credentials:
     def groups(self) -> list[int] | None:
         """All groups, the primary one among them, sorted; None if they cannot be told.
 
-        Kernels before 4.13 do not say; then it is what the user database says about the uid.
+        Kernels before 4.13 do not say; then it is what the user database says about the uid,
+        which does for a policy (dbus-daemon's, too) but is nothing to tell others.
         """
+        if self.kernel_groups() is None and not self._database_asked:
+            self._database_asked = True
+            self._groups = self._database_groups()
+        return self._groups
+
+    def kernel_groups(self) -> list[int] | None:
+        """The same, only if the kernel says so."""
         if not self._groups_asked:
             self._groups_asked = True
             self._groups = self._peer_groups()
-            if self._groups is None:
-                self._groups = self._database_groups()
-        return self._groups
+        return None if self._database_asked else self._groups
 
     def label(self) -> bytes | None:
         """The security module's label without the NUL that some end it with; None if none.
@@ -89,7 +103,7 @@ class Credentials:
 
     def pidfd(self) -> int | None:
         """A new pidfd of the peer, close-on-exec, for the caller to close; None if none."""
-        answer = option(self._fd, SO_PEERPIDFD, 4)
+        answer = option(self._fd, SO_PEERPIDFD, 4) if ways.LINUX else errno.ENOPROTOOPT
         if isinstance(answer, int) or len(answer) != 4:
             return None
         fd = int.from_bytes(answer, sys.byteorder, signed=True)
@@ -119,6 +133,8 @@ class Credentials:
 
 def _option(fd: int, number: int) -> bytes | None:
     """A socket option of any length; None on any error."""
+    if not ways.LINUX:
+        return None
     answer = option(fd, number, _SMALL)
     if answer == errno.ERANGE:
         answer = option(fd, number, _LARGE)

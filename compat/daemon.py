@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from . import process, without_ssl
+from . import process, ways, without_ssl
 from .auth import Keyring, Offer, check_mechanisms
 from .cli import Options
 from .config import ConfigError, Plain, Reading
@@ -486,7 +486,8 @@ def _new_loop() -> AbstractEventLoop:
     import asyncio
 
     loop: AbstractEventLoop
-    wanted = os.environ.get("JITNEY_LOOP", "")
+    # The others wait for a set of ours within theirs, which only epoll can be.
+    wanted = os.environ.get("JITNEY_LOOP", "") if ways.LINUX else ""
     if wanted == "uvloop":
         import uvloop
 

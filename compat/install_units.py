@@ -5,8 +5,8 @@ systemd skips, in which an installation notes what it found; nothing else record
 
 The units are Debian's for dbus-daemon but for the program: started by `dbus.socket`, ready when
 they say so, spared by the out-of-memory killer on the system bus. To reload means to go on with
-newer code as well as with newer configuration: `jitney upgrade`. The system bus is sandboxed where it
-can be, see `install_sandbox`; a user's bus starts that user's programs, which would be in it, too.
+newer code as well as with newer configuration: `jitney upgrade`. The system bus is sandboxed where
+it can be, see `install_sandbox`; a user's bus starts that user's programs, which would be in it.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from . import errors
+from . import errors, ways
 from .address import Address, bad, escape, parse
 from .auth import Offer
 from .errors import DBusError
@@ -201,6 +201,11 @@ def _check_unix(entry: Address) -> None:
 def _listen_unix(entry: Address, warn: Warn) -> Server:
     abstract = entry.get("abstract")
     if abstract is not None:
+        if not ways.ABSTRACT_SOCKETS:
+            raise DBusError(
+                errors.NOT_SUPPORTED,
+                "Operating system does not support abstract socket namespace\n",
+            )
         name = os.fsencode(abstract)
         if len(name) + 1 > MAX_PATH:
             raise bad("Abstract socket name too long")

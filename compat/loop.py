@@ -1,7 +1,7 @@
 """Loop: asyncio's event loop over the poller that the hub drains.
 
 Invariant: to asyncio this is its own selector loop, with nothing changed but where it waits. The
-hub's sockets are in the same epoll set; while only they are ready, `Hub.wait()` serves them
+hub's sockets are in the same set; while only they are ready, `Hub.wait()` serves them
 without coming back here, so that a message costs no second poll and no Python callback. It comes
 back as soon as anything else is ready, due, or has been asked of the loop (`stirred`).
 """
@@ -16,15 +16,15 @@ from collections.abc import Callable
 from contextvars import Context
 from typing import Any, TypeVarTuple
 
+from . import ways
+
 _Ts = TypeVarTuple("_Ts")
 
 _READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
-# What epoll says in other words: an error or hang-up is worth a read as well as a write.
-_EPOLLIN, _EPOLLOUT = 1, 4
 
 
-class _Selector(selectors.EpollSelector):
-    """An EpollSelector that leaves the waiting to the hub, once there is one."""
+class _Selector(ways.Selector):  # type: ignore[misc, valid-type]
+    """A selector that leaves the waiting to the hub, once there is one."""
 
     hub: Any = None
 
@@ -43,7 +43,8 @@ class _Selector(selectors.EpollSelector):
         for fd, events in self.wait(milliseconds):
             key = keys.get(fd)
             if key is not None:
-                mask = (_WRITE if events & ~_EPOLLIN else 0) | (_READ if events & ~_EPOLLOUT else 0)
+                # An error or hang-up is worth a read as well as a write.
+                mask = (_WRITE if events & ~ways.IN else 0) | (_READ if events & ~ways.OUT else 0)
                 ready.append((key, mask & key.events))
         return ready
 
@@ -69,10 +70,10 @@ class BusLoop(asyncio.SelectorEventLoop):
         if hasattr(self, "_signal_handlers"):
             super().__del__()
 
-    def adopt(self, hub: Any) -> int:
-        """From now on `hub` does the waiting; the epoll set's descriptor."""
+    def adopt(self, hub: Any) -> Any:
+        """From now on `hub` does the waiting, in the set that this returns (`ways.share()`)."""
         self._poll.hub = hub
-        return self._poll.fileno()
+        return ways.share(self._poll)
 
     def release(self) -> None:
         """The hub is going; the loop waits for itself again."""

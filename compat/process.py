@@ -15,7 +15,7 @@ import signal
 import socket
 from collections.abc import Callable
 
-from . import errors
+from . import errors, ways
 from .errors import DBusError
 
 ENOUGH_FDS = 65536
@@ -81,10 +81,10 @@ def close_on_exec() -> None:
 
 
 def _open_fds() -> list[int]:
-    try:
-        return [int(name) for name in os.listdir("/proc/self/fd") if int(name) > 2]
-    except OSError:
+    fds = ways.open_fds()
+    if fds is None:
         return list(range(3, min(os.sysconf("SC_OPEN_MAX"), ENOUGH_FDS)))
+    return [fd for fd in fds if fd > 2]
 
 
 def print_line(fd: int, text: str) -> None:

@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import array
 import errno
-import os
-import select
 import socket
 import time
 from collections.abc import Iterable
 from typing import Any
+
+from . import ways
 
 COMPILED = False
 
 MAX_FDS = 253
 MAX_VECTORS = 64
 WIDE = 1 << 20  # cut by the kernel to its net.core.wmem_max
-READABLE = select.EPOLLIN
-WRITABLE = select.EPOLLOUT
-HUNG_UP = select.EPOLLHUP | select.EPOLLERR
+READABLE = ways.IN
+WRITABLE = ways.OUT
+HUNG_UP = ways.HANG_UP | ways.ERROR
+_MSG_NOSIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)  # Python ignores SIGPIPE itself
 
 _LONGEST = 1024  # all that socket.getsockopt() is willing to fetch
 
@@ -168,9 +169,7 @@ class Outlet:
             control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, numbers.tobytes())]
         self.fds = None
         try:
-            return _sockets[fd].sendmsg(
-                self.parts, control, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
-            )
+            return _sockets[fd].sendmsg(self.parts, control, socket.MSG_DONTWAIT | _MSG_NOSIGNAL)
         except OSError as error:
             return -(error.errno or errno.EIO)
 
@@ -178,19 +177,19 @@ class Outlet:
 def send_one(fd: int, p: bytes | bytearray, off: int, n: int) -> int:
     """One run of bytes without descriptors. Bytes sent, or -errno."""
     try:
-        return _sockets[fd].send(bytes(p[off : off + n]), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        return _sockets[fd].send(bytes(p[off : off + n]), socket.MSG_DONTWAIT | _MSG_NOSIGNAL)
     except OSError as error:
         return -(error.errno or errno.EIO)
 
 
 class Poller:
-    """A level-triggered epoll set: a private one, itself watched by the event loop, or, with
-    `shared` its descriptor, the event loop's own. `lock`: let go of while we sleep, see
-    `jitney.kdbus.worlds.lock`; None where there are no other threads."""
+    """A level-triggered set, on Linux of epoll: a private one, itself watched by the event loop,
+    or, with `shared` from `BusLoop.adopt()`, the event loop's own. `lock`: let go of while we
+    sleep, see `jitney.kdbus.worlds.lock`; None where there are no other threads."""
 
-    def __init__(self, shared: int = -1) -> None:
-        self.shared = shared >= 0
-        self.epoll = select.epoll.fromfd(os.dup(shared)) if self.shared else select.epoll()
+    def __init__(self, shared: Any = None) -> None:
+        self.shared = shared is not None
+        self.epoll = ways.poll_set(shared)
         self.ready: list[tuple[int, int]] = []
         self.lock: Any = None
 
@@ -198,7 +197,7 @@ class Poller:
         self.epoll.close()
 
     def fileno(self) -> int:
-        return self.epoll.fileno()
+        return int(self.epoll.fileno())
 
     def add(self, fd: int) -> int:
         """0, or -1 if the kernel has no room for it (ENOMEM, ENOSPC)."""

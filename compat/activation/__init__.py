@@ -7,14 +7,14 @@
 
 from .activator import Activator, Context, Settings
 from .directories import Service, ServiceDir, Services
-from .watch import DirectoryWatch
+from .watch import directory_watch
 
 __all__ = [
     "Activator",
     "Context",
-    "DirectoryWatch",
     "Service",
     "ServiceDir",
     "Services",
     "Settings",
+    "directory_watch",
 ]

@@ -26,7 +26,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from .. import capabilities, errors
+from .. import capabilities, errors, ways
 from ..errors import DBusError
 from . import journal
 
@@ -276,9 +276,8 @@ def _redirect(streams: tuple[int, int]) -> None:
 
 
 def _close_others(report: int) -> None:
-    try:
-        fds = [int(name) for name in os.listdir("/proc/self/fd")]
-    except OSError:
+    fds = ways.open_fds()
+    if fds is None:
         os.closerange(3, report)
         os.closerange(report + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
         return

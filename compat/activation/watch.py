@@ -1,4 +1,4 @@
-"""Tells the bus that something changed in a directory (inotify through ctypes).
+"""Tells the bus that something changed in a directory: by inotify, or by looking now and then.
 
 Invariant: a directory that cannot be watched costs a warning at most, never more; and however many
 files a package upgrade touches, `changed()` is called at once for the first and then at most once
@@ -16,6 +16,8 @@ import struct
 import termios
 from collections.abc import Callable, Iterable
 
+from .. import ways
+
 IN_CLOSE_WRITE = 0x8
 IN_MOVED_FROM = 0x40
 IN_MOVED_TO = 0x80
@@ -28,9 +30,14 @@ _EVENT = struct.Struct("iIII")  # descriptor, mask, cookie, bytes of the name th
 QUIET = 0.1
 """Seconds during which further changes are only noted."""
 
+PERIOD = 2.0
+"""Seconds between two looks where nobody tells us."""
+
+_Look = frozenset[tuple[str, int, int, int]] | None
+
 
 class DirectoryWatch:
-    """Watches directories on an event loop.
+    """inotify's way. Watches directories on an event loop.
 
     `watched`: path -> watch descriptor of those that really are watched; directories that do not
     exist are left out without a word.
@@ -145,3 +152,70 @@ class DirectoryWatch:
         if self._again:
             self._again = False
             self._report()
+
+
+class LookingWatch:
+    """The same without inotify: looks every PERIOD seconds, and when it is asked."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        changed: Callable[[], None],
+        log: Callable[[str, str], None],
+    ) -> None:
+        self.loop = loop
+        self.changed = changed
+        self.watched: dict[str, _Look] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def watch(self, paths: Iterable[str]) -> None:
+        """Watches exactly these directories from now on."""
+        looks = {path: _look(path) for path in paths}
+        self.watched = {path: look for path, look in looks.items() if look is not None}
+        self._wait()
+
+    def pending(self) -> bool:
+        """Whether something happened that `changed()` was not called for yet."""
+        return any(_look(path) != look for path, look in self.watched.items())
+
+    def close(self) -> None:
+        """Stops; may be called twice."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self.watched.clear()
+
+    def _wait(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self.loop.call_later(PERIOD, self._again) if self.watched else None
+
+    def _again(self) -> None:
+        self._timer = None
+        if self.pending():
+            for path in self.watched:
+                self.watched[path] = _look(path)
+            self.changed()
+        self._wait()
+
+
+def _look(path: str) -> _Look:
+    """Names in a directory, and what changes when a file is written; None if it is gone."""
+    try:
+        with os.scandir(path) as entries:
+            seen = []
+            for entry in entries:
+                info = entry.stat()
+                seen.append((entry.name, info.st_ino, info.st_mtime_ns, info.st_size))
+    except OSError:
+        return None
+    return frozenset(seen)
+
+
+def directory_watch(
+    loop: asyncio.AbstractEventLoop,
+    changed: Callable[[], None],
+    log: Callable[[str, str], None],
+) -> DirectoryWatch | LookingWatch:
+    """Whichever of the two this system can have."""
+    return (DirectoryWatch if ways.INOTIFY else LookingWatch)(loop, changed, log)

@@ -16,8 +16,10 @@ import gc
 import marshal
 import os
 import signal
+import stat
 from typing import Any, NoReturn
 
+from .. import ways
 from .errors import ConfigError
 from .plain import Plain, pack, unpack
 
@@ -127,14 +129,10 @@ def _become_reader(path: str, writable: int, mask: set[Any]) -> NoReturn:
 def _let_go_of_sockets() -> None:
     """Closes them, so that they end when the bus says so. The configuration may be in a file that
     is open, as /proc/self/fd/N."""
-    try:
-        names = os.listdir("/proc/self/fd")
-    except OSError:
-        return
-    for name in names:
+    for fd in ways.open_fds() or ():
         try:
-            if int(name) > 2 and os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
-                os.close(int(name))
+            if fd > 2 and stat.S_ISSOCK(os.fstat(fd).st_mode):
+                os.close(fd)
         except OSError:
             pass
 

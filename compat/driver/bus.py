@@ -207,7 +207,7 @@ def get_connection_credentials(driver: Driver, conn: Connection, msg: Message) -
         known["ProcessID"] = ("u", creds.pid)
     if peer.user.uid is not None and peer.user.uid <= _MAX_ID:
         known["UnixUserID"] = ("u", peer.user.uid)
-        groups = creds.groups() if creds.uid == peer.user.uid else None
+        groups = creds.kernel_groups() if creds.uid == peer.user.uid else None
         if groups is not None:
             known["UnixGroupIDs"] = ("au", groups)
     if peer.endpoint is not None and peer.endpoint.holder is not None:

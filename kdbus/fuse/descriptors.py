@@ -77,20 +77,22 @@ class Descriptors:
         return text[at : text.index(b"\n", at)].strip()
 
     def get(self, number: int) -> int:
-        """The descriptor itself; for what does not ask anybody when it is closed."""
+        """The descriptor itself; for what does not ask anybody when it is closed.
+
+        EOPNOTSUPP before Linux 5.6, where one process cannot take another's."""
         try:
             with open(f"/proc/{self.tid}/status", "rb", 0) as file:
                 status = file.read(4096)
             at = status.index(b"\nTgid:\t") + 7
             pidfd = os.pidfd_open(int(status[at : status.index(b"\n", at)]))
         except (OSError, ValueError) as error:
-            raise KdbusError(errno.EBADF) from error
+            raise KdbusError(_refusal(getattr(error, "errno", None))) from error
         try:
             fd = _syscall(_PIDFD_GETFD, pidfd, number, 0)
         finally:
             os.close(pidfd)
         if fd < 0:
-            raise KdbusError(errno.EPERM if ctypes.get_errno() == errno.EPERM else errno.EBADF)
+            raise KdbusError(_refusal(ctypes.get_errno()))
         return int(fd)
 
     def take(self, number: int, passed: bool) -> FdHandle:
@@ -149,3 +151,10 @@ class Descriptors:
             handle.drop()
             raise
         return handle
+
+
+def _refusal(number: int | None) -> int:
+    """What a client is told when its descriptor cannot be had."""
+    if number == errno.ENOSYS:
+        return errno.EOPNOTSUPP
+    return errno.EPERM if number == errno.EPERM else errno.EBADF

@@ -17,7 +17,7 @@ from jitney.broker.kdbus.metadata import Facts
 
 from ..fuse.daemon import Daemon
 from ..fuse.mount import Mount
-from ..fuse.process import ProcCaller, Spaces, opener, status_of
+from ..process import ProcCaller, Spaces, opener, status_of
 from .front import attach
 from .lock import Lock
 

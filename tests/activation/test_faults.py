@@ -10,6 +10,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import kernel
 import pytest
 from activation.living import NAME, Living, call, outcome, processes, until
 from rawclient import RawClient
@@ -196,6 +197,7 @@ def test_signals_start_services(bus: Living) -> None:
     assert bus.started == [NAME]
 
 
+@kernel.needs_linux_ways
 def test_dies_and_is_started_again(bus: Living) -> None:
     bus.odd("claim")
     client = bus.client()

@@ -14,6 +14,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import kernel
 import pytest
 from activation.living import Living
 from activation.systembus import SystemBus, commands, impossible, system_bus
@@ -108,6 +109,7 @@ def test_dconf(session: Callable[..., str], tmp_path: Path) -> None:
     ("/usr/share/dbus-1/services/org.freedesktop.secrets.service", "gnome-keyring"),
     ("secret-tool", "libsecret-tools"),
 )
+@kernel.needs_random
 def test_gnome_keyring(session: Callable[..., str]) -> None:
     """The collection `session` needs no password that somebody would have to be asked for."""
     assert not owned(session, "org.freedesktop.secrets")

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import kernel
 import pytest
 from kdbuskit import bloom, command, item, message, text, u64
 from kdbusmount import (
@@ -37,6 +38,8 @@ pytestmark = pytest.mark.skipif(bool(why_not()), reason=f"kdbusfs: {why_not()}")
 
 
 def passthrough() -> bool:
+    if not kernel.MEMFD:
+        return False
     major, minor = os.uname().release.split(".")[:2]
     return (int(major), int(minor.split("-")[0])) >= (6, 9)
 
@@ -206,6 +209,7 @@ def test_signal_for_a_waiting_call(tree: Mounted, how: str) -> None:
     fails(e.ENXIO, service.say, got.src, b"too late")
 
 
+@kernel.needs_getfd
 def test_cancel_descriptor(tree: Mounted) -> None:
     bus = Bus(tree.path)
     a, b = Peer(bus.path), Peer(bus.path)
@@ -233,6 +237,7 @@ def test_deadline(tree: Mounted) -> None:
     fails(e.ETIMEDOUT, a.send, message(b.id, flags=c.EXPECT_REPLY, timeout=soon), c.SEND_SYNC_REPLY)
 
 
+@kernel.needs_getfd
 def test_descriptors(tree: Mounted) -> None:
     """FUSE can take them, and cannot give them: the receiver is told, and gets what memfds hold."""
     bus = Bus(tree.path)
@@ -260,6 +265,7 @@ def test_descriptors(tree: Mounted) -> None:
     os.close(reading)
 
 
+@kernel.needs_getfd
 def test_descriptors_that_are_not_passed(tree: Mounted) -> None:
     import socket
 

@@ -5,6 +5,7 @@ What a container cannot show is a boot; everything up to that is looked at here 
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pwd
 import re
@@ -15,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import buses
+import kernel
 import pytest
 import realbus
 from rawclient import RawClient
@@ -209,10 +211,7 @@ def test_as_the_service_manager_starts_it(folder: Path) -> None:
     # Descriptors 3 and 4, for the very process that becomes the bus.
     shell = 'exec 7>&- 3<&"$1" 4<&"$2"; shift 2; LISTEN_PID=$$ exec "$@"'
     options = "--address=systemd: --nofork --nopidfile --systemd-activation --syslog-only"
-    fds = [os.dup(sock.fileno()) for sock in listening]
-    high = [os.dup2(fd, 20 + number) for number, fd in enumerate(fds)]
-    for fd in fds:
-        os.close(fd)
+    high = [fcntl.fcntl(sock.fileno(), fcntl.F_DUPFD, 20) for sock in listening]
     process = subprocess.Popen(
         [
             "bash", "-c", shell, "bash", *map(str, high),
@@ -311,7 +310,7 @@ def child_of(folder: Path, command: list[str]) -> tuple[dict[str, str], str, dic
     return facts, text, {key: value.strip() for key, _, value in lines}
 
 
-@pytest.mark.parametrize("start", ["root", "ambient"])
+@pytest.mark.parametrize("start", ["root", pytest.param("ambient", marks=kernel.needs_ambient)])
 def test_what_a_service_does_not_inherit(folder: Path, start: str) -> None:
     wrapper: list[str] = []
     if start == "ambient":

@@ -19,7 +19,7 @@ from jitney.broker.fds import FdSet
 from jitney.broker.limits import Limits
 from jitney.broker.message import Message
 from jitney.compat import wire
-from jitney.compat.activation import Activator, DirectoryWatch, Service, Settings, activator
+from jitney.compat.activation import Activator, Service, Settings, activator, directory_watch
 from jitney.compat.activation.pending import Book, Pending, Waiting
 from jitney.compat.errors import DBusError
 
@@ -673,7 +673,7 @@ async def test_reload(world: World, tmp_path: Path) -> None:
 
 
 async def test_watch_outlives_reload(world: World, tmp_path: Path) -> None:
-    watch = DirectoryWatch(asyncio.get_running_loop(), lambda: None, world.context.log)
+    watch = directory_watch(asyncio.get_running_loop(), lambda: None, world.context.log)
     watch.watch(world.activator.watch_paths())
     world.activator.use_watch(watch)
     assert world.activator.services.watch is watch

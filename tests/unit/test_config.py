@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from pathlib import Path
 
@@ -81,7 +82,8 @@ def test_bytes_in_other_encodings(tmp_path: Path) -> None:
 
 
 def test_read_once_from_a_descriptor(tmp_path: Path) -> None:
-    fd = os.memfd_create("bus.conf")
+    with tempfile.TemporaryFile() as file:
+        fd = os.dup(file.fileno())
     try:
         os.write(fd, Path(write(tmp_path, "")).read_bytes())
         config = load(f"/proc/self/fd/{fd}")

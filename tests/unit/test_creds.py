@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+import kernel
 import pytest
 
 from jitney.compat import creds, sysio
@@ -55,6 +56,8 @@ class Fake:
 def fake(refusal: int = errno.ENOPROTOOPT, **answers: bytes | Callable[[int], bytes]) -> Any:
     return Fake(refusal, **answers)
 
+
+pytestmark = kernel.needs_linux_ways
 
 CRED = struct.pack("=iII", 77, 65534, 65534)
 
@@ -136,8 +139,11 @@ def test_groups_are_asked_for_once() -> None:
 
 def test_groups_of_old_kernels_come_from_the_user_database() -> None:
     sock = fake(SO_PEERCRED=struct.pack("=iII", 1, 0, 12345))
-    groups = Credentials(sock).groups()
+    who = Credentials(sock)
+    groups = who.groups()
     assert groups == sorted({*os.getgrouplist("root", 12345)})
+    # Not for others to be told.
+    assert who.kernel_groups() is None
 
 
 def test_groups_of_a_user_nobody_knows() -> None:

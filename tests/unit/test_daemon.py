@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -176,7 +177,8 @@ def test_configuration_may_vanish(tmp_path: Path) -> None:
 
 
 def test_configuration_from_a_descriptor(tmp_path: Path) -> None:
-    fd = os.memfd_create("config")
+    with tempfile.TemporaryFile() as file:
+        fd = os.dup(file.fileno())
     os.write(fd, write(tmp_path, listen(tmp_path)).read_bytes())
     os.lseek(fd, 0, os.SEEK_SET)
     try:

@@ -58,7 +58,7 @@ class Recorder(Bus):
         conn = self.connect(uid)
         conn.accepts_fds = True
         conn.creds = SimpleNamespace(
-            uid=uid, pid=77, groups=lambda: [4, 5], label=lambda: None, pidfd=lambda: None,
+            uid=uid, pid=77, kernel_groups=lambda: [4, 5], label=lambda: None, pidfd=lambda: None,
             described=None,
         )  # fmt: skip
         return conn

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import kernel
 import pytest
 
 from jitney.compat import listen as listening
@@ -111,6 +112,7 @@ def test_file_goes_even_if_we_have_moved(
     assert not (tmp_path / "bus").exists()
 
 
+@kernel.needs_linux_ways
 def test_abstract(start: Open) -> None:
     name = f"/tmp/jitney test {os.getpid()}"
     server = start(f"unix:abstract={name.replace(' ', '%20')}")
@@ -169,7 +171,12 @@ LONG = "x" * 99
             ),
         ),
         (f"unix:path=/{LONG}", BAD_ADDRESS, "Socket name too long"),
-        (f"unix:abstract={LONG}", BAD_ADDRESS, "Abstract socket name too long"),
+        pytest.param(
+            f"unix:abstract={LONG}",
+            BAD_ADDRESS,
+            "Abstract socket name too long",
+            marks=kernel.needs_linux_ways,
+        ),
         ("tcp:family=ipv9", BAD_ADDRESS, "Unknown address family ipv9"),
         (
             "tcp:host=nosuch.invalid",

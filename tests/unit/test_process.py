@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import kernel
 import pytest
 
 from jitney.compat import capabilities, errors, process
@@ -329,6 +330,7 @@ show()
 
 @as_root
 @may_audit
+@kernel.needs_ambient
 def test_capability_from_a_service_manager() -> None:
     """Started with User= and AmbientCapabilities=: it is ours, and not our children's."""
     entry = pwd.getpwnam("nobody")

@@ -1,0 +1,193 @@
+"""Ways: what only Linux has, and what is done without it.
+
+Invariant: this is the only place that asks which system this is. Each facility has one name here,
+with Linux's way where there is one and a portable way beside it; who uses it knows one of them.
+
+JITNEY_WAYS=posix takes the portable ways on Linux as well, so that they can be tested. They are
+for plain Python: what is compiled of the transport (`sysio.pyx`) is Linux's way itself.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import select
+import selectors
+import sys
+from importlib.machinery import EXTENSION_SUFFIXES
+from importlib.util import find_spec
+from typing import Any
+
+IN, OUT, ERROR, HANG_UP = 1, 4, 8, 16
+"""poll()'s bits, which are epoll's as well, on all systems known."""
+
+
+def _is_linux() -> bool:
+    if not sys.platform.startswith("linux"):
+        return False
+    if os.environ.get("JITNEY_WAYS") != "posix":
+        return True
+    found = find_spec("jitney.compat.sysio")
+    return bool(found and found.origin and found.origin.endswith(tuple(EXTENSION_SUFFIXES)))
+
+
+LINUX = _is_linux()
+ABSTRACT_SOCKETS = LINUX
+INOTIFY = LINUX
+PEER_PIDS = LINUX or sys.platform == "darwin"
+"""Whether the system tells which process has connected."""
+KQUEUE = not LINUX and hasattr(select, "kqueue")
+
+
+# Waiting for many descriptors
+
+
+class PollSet:
+    """poll(), in the form of `select.epoll`."""
+
+    def __init__(self, poll: Any = None) -> None:
+        self._poll = poll if poll is not None else select.poll()
+
+    def register(self, fd: int, events: int) -> None:
+        self._poll.register(fd, events)
+
+    def modify(self, fd: int, events: int) -> None:
+        self._poll.modify(fd, events)
+
+    def unregister(self, fd: int) -> None:
+        try:
+            self._poll.unregister(fd)
+        except KeyError as error:
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT)) from error
+
+    def poll(self, timeout: float, most: int) -> list[tuple[int, int]]:
+        """(descriptor, bits) of at most `most` ready within `timeout` seconds (-1: for ever)."""
+        found: list[tuple[int, int]] = self._poll.poll(-1 if timeout < 0 else timeout * 1000)
+        return found[:most]
+
+    def close(self) -> None:
+        """Nothing of the kernel's was held."""
+
+
+class KqueueSet:
+    """kqueue, in the form of `select.epoll`."""
+
+    def __init__(self, kqueue: Any = None) -> None:
+        self.own = kqueue is None
+        self._kqueue = select.kqueue() if kqueue is None else kqueue  # type: ignore[attr-defined]
+        self._have: dict[int, int] = {}
+
+    def register(self, fd: int, events: int) -> None:
+        self._change(fd, 0, events)
+
+    def modify(self, fd: int, events: int) -> None:
+        self._change(fd, self._have.get(fd, 0), events)
+
+    def unregister(self, fd: int) -> None:
+        if fd not in self._have:
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+        self._change(fd, self._have[fd], 0)
+        del self._have[fd]
+
+    def _change(self, fd: int, old: int, new: int) -> None:
+        changes = []
+        for bit, number in (
+            (IN, select.KQ_FILTER_READ),  # type: ignore[attr-defined]
+            (OUT, select.KQ_FILTER_WRITE),  # type: ignore[attr-defined]
+        ):
+            if (old ^ new) & bit:
+                action = select.KQ_EV_ADD if new & bit else select.KQ_EV_DELETE  # type: ignore[attr-defined]
+                changes.append(select.kevent(fd, number, action))  # type: ignore[attr-defined]
+        if changes:
+            self._kqueue.control(changes, 0, 0)
+        self._have[fd] = new
+
+    def poll(self, timeout: float, most: int) -> list[tuple[int, int]]:
+        found: dict[int, int] = {}
+        for event in self._kqueue.control(None, most, None if timeout < 0 else timeout):
+            bits = OUT if event.filter == select.KQ_FILTER_WRITE else IN  # type: ignore[attr-defined]
+            # What is left may still be read, so the end alone is no hang-up, as with epoll.
+            if event.flags & select.KQ_EV_EOF and bits == OUT:  # type: ignore[attr-defined]
+                bits |= HANG_UP
+            found[event.ident] = found.get(event.ident, 0) | bits
+        return list(found.items())
+
+    def close(self) -> None:
+        if self.own:
+            self._kqueue.close()
+
+
+Selector: type[selectors.BaseSelector] = (
+    selectors.EpollSelector
+    if LINUX
+    else selectors.KqueueSelector  # type: ignore[attr-defined]
+    if KQUEUE
+    else selectors.PollSelector
+)
+"""What asyncio's loop waits with."""
+
+
+def poll_set(shared: Any = None) -> Any:
+    """A set of descriptors to wait for, level-triggered: one's own, or that which `shared`, what
+    `share()` gave, is."""
+    if LINUX:
+        return select.epoll() if shared is None else select.epoll.fromfd(os.dup(shared))
+    return KqueueSet(shared) if KQUEUE else PollSet(shared)
+
+
+def share(selector: Any) -> Any:
+    """What others need to put descriptors of theirs into a selector's set."""
+    return selector.fileno() if LINUX else selector._selector
+
+
+# Who is at the other end
+
+
+def peer_ids(fd: int) -> tuple[int, int, int] | None:
+    """(pid or 0, uid, gid) of the process that connected, without Linux's SO_PEERCRED."""
+    function = _getpeereid()
+    if function is None:
+        return None
+    uid, gid = ctypes.c_uint32(), ctypes.c_uint32()
+    if function(fd, ctypes.byref(uid), ctypes.byref(gid)) != 0:
+        return None
+    return _peer_pid(fd), uid.value, gid.value
+
+
+def _getpeereid() -> Any:
+    # On Linux it is in a library of its own, which stands in for tests.
+    for library in (None, "libbsd.so.0"):
+        try:
+            return ctypes.CDLL(library).getpeereid
+        except (OSError, AttributeError):
+            continue
+    return None
+
+
+_SOL_LOCAL, _LOCAL_PEERPID = 0, 2
+
+
+def _peer_pid(fd: int) -> int:
+    """Only macOS tells it apart from Linux."""
+    if sys.platform != "darwin":
+        return 0
+    pid, size = ctypes.c_int(), ctypes.c_uint(4)
+    failed = ctypes.CDLL(None).getsockopt(
+        fd, _SOL_LOCAL, _LOCAL_PEERPID, ctypes.byref(pid), ctypes.byref(size)
+    )
+    return 0 if failed else pid.value
+
+
+# What this process has open
+
+
+def open_fds() -> list[int] | None:
+    """Numbers of the open descriptors; None where the system does not list them. The one that was
+    used to list them may be among them."""
+    for folder in ("/proc/self/fd",) if LINUX else ("/dev/fd",):
+        try:
+            return [int(name) for name in os.listdir(folder)]
+        except (OSError, ValueError):
+            continue
+    return None

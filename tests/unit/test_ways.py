@@ -1,0 +1,180 @@
+"""The portable ways do what Linux's do."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import buses
+import pytest
+from rawclient import RawClient
+
+from jitney.broker import mem
+from jitney.compat import ways
+from jitney.compat.activation.watch import LookingWatch
+
+
+class FakeKqueue:
+    """As much of kqueue as is used, made of poll()."""
+
+    def __init__(self) -> None:
+        self.filters: set[tuple[int, int]] = set()
+
+    def control(self, changes: Any, most: int, timeout: float | None) -> list[Any]:
+        for event in changes or ():
+            key = (event.ident, event.filter)
+            if event.flags == 1:
+                self.filters.add(key)
+            elif key in self.filters:
+                self.filters.remove(key)
+            else:
+                raise FileNotFoundError(2, "")
+        found = []
+        for fd, number in sorted(self.filters):
+            poll = select.poll()
+            poll.register(fd, select.POLLIN if number == -1 else select.POLLOUT)
+            for _, bits in poll.poll(0):
+                end = bits & (select.POLLHUP | select.POLLERR)
+                found.append(SimpleNamespace(ident=fd, filter=number, flags=0x8000 if end else 0))
+        return found[:most] if most else []
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def _kqueue(monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = {
+        "kqueue": FakeKqueue, "KQ_FILTER_READ": -1, "KQ_FILTER_WRITE": -2, "KQ_EV_ADD": 1,
+        "KQ_EV_DELETE": 2, "KQ_EV_EOF": 0x8000,
+        "kevent": lambda ident, filter, flags: SimpleNamespace(
+            ident=ident, filter=filter, flags=flags
+        ),
+    }  # fmt: skip
+    for name, value in numbers.items():
+        monkeypatch.setattr(select, name, value, raising=False)
+
+
+@pytest.fixture(params=["poll", "kqueue"])
+def portable(request: pytest.FixtureRequest, _kqueue: None) -> Iterator[Any]:
+    made = ways.PollSet() if request.param == "poll" else ways.KqueueSet()
+    yield made
+    made.close()
+
+
+@pytest.mark.skipif(not hasattr(select, "epoll"), reason="compared with epoll")
+def test_sets_are_like_epoll(portable: Any) -> None:
+    epoll = select.epoll()
+    both = (epoll, portable)
+    one, two = socket.socketpair()
+    reading, writing = os.pipe()
+
+    def same(change: str, *arguments: int) -> None:
+        for each in both:
+            getattr(each, change)(*arguments)
+        theirs, ours = (sorted(each.poll(0, 256)) for each in both)
+        assert ours == theirs
+
+    same("register", one.fileno(), ways.IN)
+    same("register", reading, ways.IN)
+    two.send(b"x")
+    same("modify", one.fileno(), ways.IN | ways.OUT)
+    same("modify", one.fileno(), ways.OUT)
+    same("modify", one.fileno(), 0)
+    os.write(writing, b"x")
+    same("modify", one.fileno(), ways.IN)
+    os.read(reading, 1)
+    same("unregister", one.fileno())
+    assert [fd for fd, _ in portable.poll(0, 256)] == []
+    for each in both:
+        with pytest.raises(FileNotFoundError):
+            each.unregister(writing)
+    for fd in (reading, writing):
+        os.close(fd)
+    one.close()
+    two.close()
+    epoll.close()
+
+
+def test_who_connected() -> None:
+    if ways._getpeereid() is None:
+        pytest.skip("no getpeereid() here (Debian: libbsd0)")
+    one, two = socket.socketpair()
+    with one, two:
+        ids = ways.peer_ids(one.fileno())
+        assert ids is not None
+        assert ids[1:] == (os.geteuid(), os.getegid())
+    assert ways.peer_ids(-1) is None
+
+
+def test_open_descriptors() -> None:
+    reading, writing = os.pipe()
+    assert {reading, writing} <= set(ways.open_fds() or ())
+    os.close(reading)
+    os.close(writing)
+
+
+def looking(changes: list[int]) -> LookingWatch:
+    return LookingWatch(asyncio.get_running_loop(), lambda: changes.append(1), lambda *_: None)
+
+
+@pytest.mark.parametrize("change", ["new", "written", "gone", "renamed", "folder"])
+async def test_changes_are_seen_by_looking(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    monkeypatch.setattr("jitney.compat.activation.watch.PERIOD", 0.01)
+    folder = tmp_path / "watched"
+    folder.mkdir()
+    (folder / "old").write_text("a")
+    changes: list[int] = []
+    watch = looking(changes)
+    watch.watch([str(folder), str(tmp_path / "missing")])
+    assert list(watch.watched) == [str(folder)]
+    await asyncio.sleep(0.05)
+    assert not changes
+    assert not watch.pending()
+    match change:
+        case "new":
+            (folder / "new").write_text("")
+        case "written":
+            (folder / "old").write_text("another")
+        case "gone":
+            (folder / "old").unlink()
+        case "renamed":
+            (folder / "old").rename(folder / "young")
+        case "folder":
+            folder.rename(tmp_path / "elsewhere")
+    assert watch.pending()
+    while not changes:
+        await asyncio.sleep(0.01)
+    assert not watch.pending()
+    watch.close()
+    watch.close()
+    assert changes == [1]
+
+
+@pytest.mark.skipif(mem.COMPILED, reason="what is compiled is Linux's way")
+def test_a_bus_without_linux_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JITNEY_WAYS", "posix")
+    with (
+        buses.running(buses.jitney_command()) as bus,
+        RawClient(bus.address) as one,
+        RawClient(bus.address) as two,
+    ):
+        name = one.hello()
+        two.hello()
+        known = two.reply_to(two.driver(b"GetConnectionCredentials", "s", name)).body[0]
+        assert known.get("UnixUserID", ("u", os.geteuid())) == ("u", os.geteuid())
+        if not sys.platform.startswith("linux"):
+            return
+        folder = f"/proc/{bus.pid}/fd"
+        kinds = {os.readlink(f"{folder}/{fd}") for fd in os.listdir(folder)}
+        assert not {"anon_inode:[eventpoll]", "anon_inode:inotify"} & kinds
+        assert "ProcessID" not in known
