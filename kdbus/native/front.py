@@ -119,6 +119,7 @@ class Front(Server, Reading):
             self.tree.close()
         self.deadlines.close()
         self.poll.close()
+        self.jobs.close()
 
     # What the domain tells
 

@@ -285,3 +285,17 @@ def test_who_keeps_the_server_closing_is_not_read_from(
     assert slow.socket.get().serial == serial
     assert late.get().error == 0
     os.close(fd)
+
+
+def test_no_thread_is_left(world: Any) -> None:
+    before = {thread for thread in threading.enumerate() if thread.name == "job"}
+    client = world.conn()
+    fd = os.open("/proc/self/status", os.O_RDONLY)
+    client.socket.ask("LIST", command("LIST", 15), (fd,))
+    os.close(fd)
+    started = [t for t in threading.enumerate() if t.name == "job" and t not in before]
+    world.close()
+    for thread in started:
+        thread.join(20)
+        assert not thread.is_alive()
+    world.close = lambda: None
