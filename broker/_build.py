@@ -5,6 +5,9 @@ other list. A `.pyx` goes before a `.py` of the same name (the `.py` is then the
 found at run time where no compiled one is). All modules are compiled or none: a machine
 without a C compiler or Python's headers gets a pure build and a notice, never a mixture.
 
+The shim for kdbus's programs (`kdbus/shim/`) is C and needs a compiler, not Python's headers: it is
+there or not, whatever became of the modules.
+
     SKIP_CYTHON=1     pure build, nothing is tried
     REQUIRE_CYTHON=1  no compiler is an error
 
@@ -30,6 +33,8 @@ ROOMS = ("broker", "compat", "bench")
 SKIP = os.environ.get("SKIP_CYTHON") == "1"
 REQUIRE = os.environ.get("REQUIRE_CYTHON") == "1"
 FLAGS = ["-O3", "-g0"]
+SHIM = "jitney.kdbus.libjitney-kdbus"
+SHIM_FLAGS = ["-std=c11", "-O2", "-g0", "-Wall", "-Wextra", "-fvisibility=hidden"]
 # Types come from the `.pxd` alone: annotations are for people and mypy. A module that wants
 # fewer checks (bounds, C division) says so in its own first comment.
 DIRECTIVES = {"language_level": "3", "annotation_typing": False}
@@ -45,6 +50,10 @@ def modules() -> dict[str, Path]:
                 found[name] = source.relative_to(ROOT)
                 break
     return found
+
+
+def shim_sources() -> list[Path]:
+    return sorted((ROOT / "kdbus" / "shim").glob("*.[ch]"))
 
 
 def prune(build_lib: str, compiled: Collection[str]) -> None:
@@ -74,10 +83,15 @@ class BuildExt(build_ext):
         self.parallel = self.parallel or os.cpu_count()
 
     def run(self) -> None:
-        prune(self.build_lib, [ext.name for ext in self.extensions])
+        prune(self.build_lib, [SHIM, *(ext.name for ext in self.extensions)])
         super().run()
 
+    def get_source_files(self) -> list[str]:
+        files: list[str] = super().get_source_files()
+        return files + [str(path.relative_to(ROOT)) for path in shim_sources()]
+
     def build_extensions(self) -> None:
+        self.build_shim()
         missing = self.missing()
         if not missing:
             self.translate()
@@ -87,7 +101,28 @@ class BuildExt(build_ext):
         else:
             print(f"jitney: building without compiled modules: {missing}", file=sys.stderr)
             self.extensions = []
-            prune(self.build_lib, ())
+            prune(self.build_lib, [SHIM])
+
+    def build_shim(self) -> None:
+        """The library that is preloaded, beside the package's modules."""
+        target = Path(self.build_lib, *SHIM.split(".")).with_suffix(".so")
+        sources = shim_sources()
+        if sys.platform != "linux" or (
+            target.exists()
+            and target.stat().st_mtime > max(path.stat().st_mtime for path in sources)
+        ):
+            return
+        try:
+            objects = self.compiler.compile(
+                [str(path.relative_to(ROOT)) for path in sources if path.suffix == ".c"],
+                output_dir=self.build_temp,
+                extra_postargs=SHIM_FLAGS,
+            )
+            self.compiler.link_shared_object(objects, str(target), libraries=["dl"])
+        except (BaseError, CompileError, LinkError, OSError) as error:
+            if REQUIRE:
+                raise
+            print(f"jitney: building without `jitney preload`: {error}", file=sys.stderr)
 
     def missing(self) -> str:
         """What keeps this machine from compiling anything; "" if nothing does."""

@@ -25,6 +25,7 @@ SUBCOMMANDS = {
     "bench": ("jitney.bench.cli", "measure D-Bus brokers side by side"),
     "mount": ("jitney.kdbus.cli", "mount kdbus's file system, served by this process"),
     "sockets": ("jitney.kdbus.cli:sockets", "serve kdbus's commands over sockets in a directory"),
+    "preload": ("jitney.kdbus.preload", "run a program of kdbus's on what `jitney sockets` serves"),
 }
 """By name: the module whose `main(words)` it is, or the function, and what it does."""
 

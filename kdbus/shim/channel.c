@@ -1,0 +1,264 @@
+/*
+ * Channels: a handle's other sockets. A command is sent on one and its answer read from it, so that
+ * threads, and processes that share a handle, are in nobody's way.
+ *
+ * A channel is asked for on the program's own descriptor, and comes through a pair of sockets of which
+ * the bus is given one end. So whoever has the descriptor can use it, as with kdbus: after fork(),
+ * after execve(), as another user, from another root.
+ *
+ * Invariant: a channel's descriptor is used only while it is the socket that we were given: programs
+ * close descriptors that they do not know.
+ */
+
+#define _GNU_SOURCE
+#include "shim.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+/* So long we wait for a socket that may not be a bus's at all. */
+#define STRANGER_MS 10000
+
+static size_t take_fds(struct msghdr *message, int *fds, size_t most)
+{
+	size_t count = 0;
+
+	for (struct cmsghdr *part = CMSG_FIRSTHDR(message); part; part = CMSG_NXTHDR(message, part)) {
+		if (part->cmsg_level != SOL_SOCKET || part->cmsg_type != SCM_RIGHTS)
+			continue;
+		size_t size = part->cmsg_len - CMSG_LEN(0);
+		for (size_t at = 0; at + sizeof(int) <= size; at += sizeof(int)) {
+			int fd;
+			memcpy(&fd, CMSG_DATA(part) + at, sizeof(fd));
+			if (count < most)
+				fds[count++] = fd;
+			else
+				sys_close(fd);
+		}
+	}
+	return count;
+}
+
+static void give_fds(struct msghdr *message, char *control, const int *fds, size_t count)
+{
+	if (!count)
+		return;
+	message->msg_control = control;
+	message->msg_controllen = CMSG_SPACE(count * sizeof(int));
+	memset(control, 0, message->msg_controllen);
+	struct cmsghdr *part = CMSG_FIRSTHDR(message);
+	part->cmsg_level = SOL_SOCKET;
+	part->cmsg_type = SCM_RIGHTS;
+	part->cmsg_len = CMSG_LEN(count * sizeof(int));
+	memcpy(CMSG_DATA(part), fds, count * sizeof(int));
+}
+
+/* One end of a pair goes to the bus, and what comes back on the other is a channel. */
+static int ask_for_channel(int handle, bool known, int *channel)
+{
+	struct {
+		struct head head;
+		char control[CMSG_SPACE(sizeof(int))];
+	} ask = {.head = {.length = HEAD, .op = OP_CHANNEL, .serial = 1, .tid = sys_tid()}}, back = {0};
+	struct iovec part = {&ask.head, HEAD};
+	struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
+	int pair[2];
+	int error = 0;
+	ssize_t done;
+
+	if (syscall(SYS_socketpair, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
+		return errno;
+	give_fds(&message, ask.control, &pair[1], 1);
+	while ((done = sys_sendmsg(handle, &message)) < 0 && errno == EAGAIN) {
+		struct pollfd writable = {.fd = handle, .events = POLLOUT};
+		poll(&writable, 1, -1);
+	}
+	if (done < 0)
+		error = errno;
+	sys_close(pair[1]);
+	if (!error && !known) {
+		struct pollfd readable = {.fd = pair[0], .events = POLLIN};
+		if (poll(&readable, 1, STRANGER_MS) == 0)
+			error = ENOTTY;
+	}
+	if (!error) {
+		part.iov_base = &back.head;
+		message = (struct msghdr){.msg_iov = &part, .msg_iovlen = 1, .msg_control = back.control,
+					  .msg_controllen = sizeof(back.control)};
+		do
+			done = sys_recvmsg(pair[0], &message, MSG_CMSG_CLOEXEC);
+		while (done < 0 && errno == EINTR);
+		if (done < HEAD)
+			error = EPIPE;
+		else if (back.head.frees)
+			error = (int)back.head.frees;
+		else if (take_fds(&message, channel, 1) != 1)
+			error = EMFILE;
+	}
+	sys_close(pair[0]);
+	return error;
+}
+
+struct channel *channel_new(int fd, uint64_t id, bool known, int *error)
+{
+	struct channel *channel;
+	int own;
+
+	*error = ask_for_channel(fd, known, &own);
+	if (*error)
+		return NULL;
+	channel = real_mmap(NULL, sizeof(*channel), PROT_READ | PROT_WRITE,
+			    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (channel == MAP_FAILED) {
+		sys_close(own);
+		*error = ENOMEM;
+		return NULL;
+	}
+	channel->id = id;
+	channel->fd = sys_fd_up(own);
+	channel->cookie = socket_id(channel->fd);
+	channel->generation = generation();
+	channel->outbox = -1;
+	channel->fresh = true;
+	return channel;
+}
+
+bool channel_is_sound(struct channel *channel)
+{
+	return channel->id && socket_id(channel->fd) == channel->cookie;
+}
+
+static bool outbox_is_sound(struct channel *channel)
+{
+	struct stat status;
+
+	return channel->outbox >= 0 && fstat(channel->outbox, &status) == 0 &&
+	       S_ISREG(status.st_mode) && status.st_ino == channel->outbox_inode;
+}
+
+bool channel_has_ended(struct channel *channel)
+{
+	struct pollfd ended = {.fd = channel->fd};
+
+	return poll(&ended, 1, 0) > 0;
+}
+
+void channel_destroy(struct channel *channel)
+{
+	if (channel_is_sound(channel))
+		sys_close(channel->fd);
+	if (outbox_is_sound(channel))
+		sys_close(channel->outbox);
+	munmap(channel, sizeof(*channel));
+}
+
+void frame_begin(struct channel *channel, unsigned op, size_t size)
+{
+	struct head head = {.length = (uint32_t)(HEAD + size), .op = (uint16_t)op,
+			    .serial = ++channel->serial, .tid = sys_tid()};
+
+	if (!head.serial)
+		head.serial = ++channel->serial;
+	memcpy(channel->frame, &head, HEAD);
+	channel->part_count = 0;
+	channel->sent_count = 0;
+}
+
+/* The frame in the buffer, and what else belongs to it. Where it fails, nothing was sent. */
+int frame_send(struct channel *channel)
+{
+	struct head *head = (struct head *)channel->frame;
+	struct msghdr message = {.msg_iov = channel->parts, .msg_iovlen = 1 + channel->part_count};
+
+	channel->parts[0] = (struct iovec){channel->frame, head->length};
+	for (size_t i = 1; i <= channel->part_count; i++)
+		head->length += (uint32_t)channel->parts[i].iov_len;
+	give_fds(&message, channel->control, channel->sent_fds, channel->sent_count);
+	if (sys_sendmsg(channel->fd, &message) >= 0)
+		return 0;
+	if (errno == EPIPE || errno == ECONNRESET || errno == ENOTCONN)
+		channel->broken = true;
+	return errno == ETOOMANYREFS ? EMFILE : errno;
+}
+
+static void cancel(struct channel *channel)
+{
+	uint32_t serial = channel->serial;
+	struct {
+		struct head head;
+		uint32_t serial, zero;
+	} frame = {{.length = sizeof(frame), .op = OP_CANCEL, .serial = serial + 1}, serial, 0};
+	struct iovec part = {&frame, sizeof(frame)};
+	struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
+
+	sys_sendmsg(channel->fd, &message);
+}
+
+/*
+ * Waits for the answer; its errno. A signal whose handler lets system calls go on does not end it (the
+ * kernel sees to that), another one ends a call that may be interrupted, unless the answer is there.
+ */
+int frame_answer(struct channel *channel, bool may_be_interrupted)
+{
+	struct head *head = (struct head *)channel->answer;
+	bool cancelled = false;
+
+	for (;;) {
+		struct iovec part = {channel->answer, FRAME_MAX};
+		struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1,
+					 .msg_control = channel->control,
+					 .msg_controllen = sizeof(channel->control)};
+		ssize_t size = sys_recvmsg(channel->fd, &message, MSG_CMSG_CLOEXEC);
+
+		if (size < 0 && errno == EINTR) {
+			if (may_be_interrupted && !cancelled)
+				cancel(channel);
+			cancelled = true;
+			continue;
+		}
+		channel->fds_came = 0;
+		if (size < HEAD || head->length != (size_t)size) {
+			channel->broken = true;
+			return ECONNRESET;
+		}
+		channel->fds_came = (uint32_t)take_fds(&message, channel->fds, FDS_MAX);
+		if (head->serial != channel->serial || !(head->op & ANSWER)) {
+			channel_close_fds(channel);
+			continue;
+		}
+		channel->answer_size = (size_t)size - HEAD;
+		return (int)head->frees;
+	}
+}
+
+/* A frame that is in the buffer already, behind its head. */
+int channel_ask(struct channel *channel, unsigned op, size_t size, int fd)
+{
+	int error;
+
+	frame_begin(channel, op, size);
+	if (fd >= 0)
+		channel->sent_fds[channel->sent_count++] = fd;
+	error = frame_send(channel);
+	return error ? error : frame_answer(channel, false);
+}
+
+/* One that is not answered. */
+void channel_tell(struct channel *channel, unsigned op, size_t size)
+{
+	frame_begin(channel, op, size);
+	frame_send(channel);
+}
+
+void channel_close_fds(struct channel *channel)
+{
+	for (uint32_t i = 0; i < channel->fds_came; i++)
+		sys_close(channel->fds[i]);
+	channel->fds_came = 0;
+}
