@@ -45,18 +45,35 @@ static size_t take_fds(struct msghdr *message, int *fds, size_t most)
 	return count;
 }
 
-static void give_fds(struct msghdr *message, char *control, const int *fds, size_t count)
+static void add_part(struct msghdr *message, int type, const void *data, size_t size)
 {
-	if (!count)
-		return;
-	message->msg_control = control;
-	message->msg_controllen = CMSG_SPACE(count * sizeof(int));
-	memset(control, 0, message->msg_controllen);
-	struct cmsghdr *part = CMSG_FIRSTHDR(message);
+	struct cmsghdr *part = (struct cmsghdr *)((char *)message->msg_control +
+						  message->msg_controllen);
+
+	memset(part, 0, CMSG_SPACE(size));
 	part->cmsg_level = SOL_SOCKET;
-	part->cmsg_type = SCM_RIGHTS;
-	part->cmsg_len = CMSG_LEN(count * sizeof(int));
-	memcpy(CMSG_DATA(part), fds, count * sizeof(int));
+	part->cmsg_type = type;
+	part->cmsg_len = CMSG_LEN(size);
+	memcpy(CMSG_DATA(part), data, size);
+	message->msg_controllen += CMSG_SPACE(size);
+}
+
+/* What the kernel is to tell of us: kdbus looks at effective ids, sockets have the real ones. */
+static void give_control(struct msghdr *message, char *control, const int *fds, size_t count)
+{
+	uint32_t user[3], group[3];
+
+	message->msg_control = control;
+	if (count)
+		add_part(message, SCM_RIGHTS, fds, count * sizeof(int));
+	if (syscall(SYS_getresuid, &user[0], &user[1], &user[2]) == 0 &&
+	    syscall(SYS_getresgid, &group[0], &group[1], &group[2]) == 0 &&
+	    (user[0] != user[1] || group[0] != group[1])) {
+		uint32_t ids[3] = {sys_pid(), user[1], group[1]};
+		add_part(message, SCM_CREDENTIALS, ids, sizeof(ids));
+	}
+	if (!message->msg_controllen)
+		message->msg_control = NULL;
 }
 
 /* One end of a pair goes to the bus, and what comes back on the other is a channel. */
@@ -64,7 +81,7 @@ static int ask_for_channel(int handle, bool known, int *channel)
 {
 	struct {
 		struct head head;
-		char control[CMSG_SPACE(sizeof(int))];
+		_Alignas(8) char control[CMSG_SPACE(sizeof(int)) + CMSG_SPACE(12)];
 	} ask = {.head = {.length = HEAD, .op = OP_CHANNEL, .serial = 1, .tid = sys_tid()}}, back = {0};
 	struct iovec part = {&ask.head, HEAD};
 	struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
@@ -74,7 +91,7 @@ static int ask_for_channel(int handle, bool known, int *channel)
 
 	if (syscall(SYS_socketpair, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
 		return errno;
-	give_fds(&message, ask.control, &pair[1], 1);
+	give_control(&message, ask.control, &pair[1], 1);
 	while ((done = sys_sendmsg(handle, &message)) < 0 && errno == EAGAIN) {
 		struct pollfd writable = {.fd = handle, .events = POLLOUT};
 		poll(&writable, 1, -1);
@@ -179,7 +196,7 @@ int frame_send(struct channel *channel)
 	channel->parts[0] = (struct iovec){channel->frame, head->length};
 	for (size_t i = 1; i <= channel->part_count; i++)
 		head->length += (uint32_t)channel->parts[i].iov_len;
-	give_fds(&message, channel->control, channel->sent_fds, channel->sent_count);
+	give_control(&message, channel->control, channel->sent_fds, channel->sent_count);
 	if (sys_sendmsg(channel->fd, &message) >= 0)
 		return 0;
 	if (errno == EPIPE || errno == ECONNRESET || errno == ENOTCONN)

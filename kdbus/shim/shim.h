@@ -97,7 +97,7 @@ struct channel {
 	int sent_fds[FDS_MAX];
 	size_t sent_count;
 	uint64_t message; /* SEND's, in the program */
-	_Alignas(8) char control[CMSG_SPACE(FDS_MAX * sizeof(int))];
+	_Alignas(8) char control[CMSG_SPACE(FDS_MAX * sizeof(int)) + CMSG_SPACE(12)];
 	_Alignas(8) unsigned char frame[FRAME_MAX];
 	_Alignas(8) unsigned char answer[FRAME_MAX];
 };
