@@ -24,6 +24,8 @@
 
 /* So long we wait for a socket that may not be a bus's at all. */
 #define STRANGER_MS 10000
+/* So long close() waits for a bus that does nothing. */
+#define SETTLE_MS 1000
 
 static size_t take_fds(struct msghdr *message, int *fds, size_t most)
 {
@@ -271,6 +273,19 @@ void channel_tell(struct channel *channel, unsigned op, size_t size)
 {
 	frame_begin(channel, op, size);
 	frame_send(channel);
+}
+
+/* kdbus's close() has done all when it returns; ours has when the bus has heard of it. */
+void channel_settle(struct channel *channel)
+{
+	struct pollfd readable = {.fd = channel->fd, .events = POLLIN};
+	int before = errno;
+
+	frame_begin(channel, OP_SETTLE, 0);
+	if (!frame_send(channel))
+		poll(&readable, 1, SETTLE_MS);
+	channel_destroy(channel);
+	errno = before;
 }
 
 void channel_close_fds(struct channel *channel)

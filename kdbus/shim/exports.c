@@ -180,8 +180,10 @@ EXPORT void *mmap64(void *address, size_t length, int protection, int flags, int
 EXPORT int close(int fd)
 {
 	close_type *close_there = next_close;
+	struct channel *last = handle_noted(fd) ? handle_closing(fd) : NULL;
+	int result = close_there ? close_there(fd) : sys_close(fd);
 
-	if (handle_noted(fd))
-		handle_closing(fd);
-	return close_there ? close_there(fd) : sys_close(fd);
+	if (last)
+		channel_settle(last);
+	return result;
 }

@@ -193,9 +193,10 @@ void handle_opened(int fd)
 }
 
 /* A descriptor is about to be closed. Another one may lead to the handle: that finds its way. */
-void handle_closing(int fd)
+struct channel *handle_closing(int fd)
 {
 	int before = errno;
+	struct channel *last = NULL;
 	struct life *now = life();
 	struct entry *entry;
 	uint64_t id;
@@ -206,10 +207,18 @@ void handle_closing(int fd)
 		atomic_fetch_and(&noted[fd / 32], ~(1U << (fd % 32)));
 		id = socket_id(fd);
 		entry = id ? find(id) : NULL;
+		for (size_t i = 0; entry && i < IDLE && !last; i++) {
+			last = atomic_exchange(&entry->idle[i], NULL);
+			if (last && (last->generation != generation() || !channel_is_sound(last))) {
+				channel_destroy(last);
+				last = NULL;
+			}
+		}
 		if (entry)
 			drop(entry, id);
 	}
 	errno = before;
+	return last;
 }
 
 /* A socket that we know, or one that came to us from elsewhere and may be a handle. */

@@ -47,6 +47,7 @@ enum {
 	OP_CANCEL = 0x105,
 	OP_POOL = 0x107,
 	OP_CHANNEL = 0x108,
+	OP_SETTLE = 0x109,
 	OP_WAKE = 0x8200,
 	ANSWER = 0x8000,
 };
@@ -118,7 +119,7 @@ HIDDEN uint64_t socket_id(int fd); /* never used again for another socket; 0: no
 HIDDEN bool is_handle(int fd, uint64_t id);
 HIDDEN void handle_opened(int fd);
 HIDDEN bool handle_noted(int fd);
-HIDDEN void handle_closing(int fd);
+HIDDEN struct channel *handle_closing(int fd); /* one to settle it on, or NULL */
 HIDDEN void handle_connected(uint64_t id);
 HIDDEN int handle_over(uint64_t id); /* the errno where the bus is gone */
 HIDDEN struct channel *channel_claim(int fd, uint64_t id, int *error);
@@ -134,6 +135,7 @@ HIDDEN int frame_send(struct channel *channel);
 HIDDEN int frame_answer(struct channel *channel, bool may_be_interrupted);
 HIDDEN int channel_ask(struct channel *channel, unsigned op, size_t size, int fd);
 HIDDEN void channel_tell(struct channel *channel, unsigned op, size_t size);
+HIDDEN void channel_settle(struct channel *channel);
 HIDDEN void channel_close_fds(struct channel *channel);
 
 /* -1 and errno, or the descriptor; `path` is a socket's. */

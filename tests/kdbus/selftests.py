@@ -1,6 +1,7 @@
-"""kdbus's own selftests, unmodified, against `jitney mount`.
+"""kdbus's own selftests, unmodified, against `jitney mount`, or on `jitney sockets` with the shim.
 
     JITNEY_KDBUS_SOURCE=/path/to/kdbus python tests/kdbus/selftests.py --pool store
+    JITNEY_KDBUS_SOURCE=/path/to/kdbus python tests/kdbus/selftests.py --front shim
 
 builds `kdbus-test` from the sources of kdbus's kernel module (tools/testing/selftests/kdbus; needs
 make, gcc and libcap-dev), mounts a tree and runs each test under a time limit of its own. The exit
@@ -19,12 +20,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from kdbusmount import mounted
+from kdbusshim import served
+from kdbusshim import why_not as why_no_shim
 
 SOURCE = "JITNEY_KDBUS_SOURCE"
 FOLDER = "tools/testing/selftests/kdbus"
@@ -87,23 +91,26 @@ NEED_PRIVILEGES = [
 BENCHMARKS = ("benchmark", "benchmark-nomemfds", "benchmark-uds")
 
 
-def expected(privileged: bool) -> dict[str, str]:
+def expected(privileged: bool, front: str = "fuse") -> dict[str, str]:
     results = dict.fromkeys(TESTS, "OK")
-    results.update(dict.fromkeys(IMPOSSIBLE, "ERROR"))
+    if front == "fuse":
+        results.update(dict.fromkeys(IMPOSSIBLE, "ERROR"))
     if not privileged:
         results.update(dict.fromkeys(NEED_PRIVILEGES, "SKIPPED"))
     return results
 
 
-def why_not() -> str:
+def why_not(front: str = "fuse") -> str:
     """Why they cannot be run here; empty if they can."""
     source = os.environ.get(SOURCE)
     if not source:
         return f"{SOURCE} is not set to the sources of kdbus"
     if not Path(source, FOLDER, "Makefile").exists():
         return f"there are no selftests in {source}"
-    if not os.path.exists("/dev/fuse"):
+    if front == "fuse" and not os.path.exists("/dev/fuse"):
         return "there is no /dev/fuse"
+    if front == "shim" and why_no_shim():
+        return why_no_shim()
     missing = [tool for tool in ("make", "gcc") if shutil.which(tool) is None]
     if not os.path.exists("/usr/include/sys/capability.h"):
         missing.append("libcap-dev")
@@ -123,21 +130,26 @@ def build(into: Path) -> Path:
     return into / FOLDER / "kdbus-test"
 
 
-def run_one(program: Path, root: Path, name: str, logs: Path) -> str:
+Environment = dict[str, str] | None
+
+
+def run_one(program: Path, root: Path, name: str, logs: Path, environment: Environment) -> str:
     words = [str(program), "--root", str(root), "--fork", "--test", name]
     with open(logs / name, "wb") as log:
         try:
-            subprocess.run(words, stdout=log, stderr=log, timeout=LIMIT, check=False)
+            subprocess.run(
+                words, stdout=log, stderr=log, timeout=LIMIT, check=False, env=environment
+            )
         except subprocess.TimeoutExpired:
             return "TIMEOUT"
     last = (logs / name).read_bytes().splitlines()[-1:]
     return last[0].rpartition(b": ")[2].decode() if last else "NOTHING"
 
 
-def run_benchmarks(program: Path, root: Path) -> dict[str, str]:
+def run_benchmarks(program: Path, root: Path, environment: Environment) -> dict[str, str]:
     """Which only end when all tests are run in a row."""
     words = [str(program), "--root", str(root), "--tap"]
-    done = subprocess.run(words, capture_output=True, timeout=240, check=False)
+    done = subprocess.run(words, capture_output=True, timeout=240, check=False, env=environment)
     results = {}
     for line in done.stdout.decode(errors="replace").splitlines():
         for name in BENCHMARKS:
@@ -146,34 +158,44 @@ def run_benchmarks(program: Path, root: Path) -> dict[str, str]:
     return results
 
 
-def run(program: Path, pool: str, folder: Path, benchmarks: bool = False) -> dict[str, str]:
+def run(
+    program: Path, pool: str, folder: Path, benchmarks: bool = False, front: str = "fuse"
+) -> dict[str, str]:
     """What came of each test."""
     logs = folder / "logs"
     logs.mkdir(exist_ok=True)
     results = {}
     # Time to live: of tests that all hang, and of the benchmarks.
-    with mounted(folder / "kdbus", pool, time_to_live=len(TESTS) * LIMIT + 240) as mount:
+    life = len(TESTS) * LIMIT + 240
+    with ExitStack() as stack:
+        environment: Environment = None
+        if front == "shim":
+            root, environment = stack.enter_context(served(folder / "kdbus", time_to_live=life))
+        else:
+            root = stack.enter_context(mounted(folder / "kdbus", pool, time_to_live=life)).path
         for name in TESTS:
-            results[name] = run_one(program, mount.path, name, logs)
+            results[name] = run_one(program, root, name, logs, environment)
         if benchmarks:
-            results.update(run_benchmarks(program, mount.path))
+            results.update(run_benchmarks(program, root, environment))
     return results
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--front", choices=("fuse", "shim"), default="fuse")
     parser.add_argument("--pool", choices=("auto", "store", "passthrough"), default="auto")
     parser.add_argument("--benchmarks", action="store_true")
     parser.add_argument("--program", type=Path, help="built already")
     options = parser.parse_args()
-    if os.geteuid() and "JITNEY_IN_NAMESPACE" not in os.environ:
+    if os.geteuid() and options.front == "fuse" and "JITNEY_IN_NAMESPACE" not in os.environ:
         os.environ["JITNEY_IN_NAMESPACE"] = "1"
         os.execvp("unshare", ["unshare", "-Urm", sys.executable, *sys.argv])
-    problem = why_not() if options.program is None else ""
+    problem = why_not(options.front) if options.program is None else ""
     if problem:
         print(f"kdbus's selftests are not run: {problem}")
         return 77
-    wanted = expected("JITNEY_IN_NAMESPACE" not in os.environ)
+    privileged = os.geteuid() == 0 and "JITNEY_IN_NAMESPACE" not in os.environ
+    wanted = expected(privileged, options.front)
     if options.benchmarks:
         wanted.update(dict.fromkeys(BENCHMARKS, "OK"))
     with tempfile.TemporaryDirectory() as name:
@@ -181,13 +203,13 @@ def main() -> int:
         folder.chmod(0o755)  # some tests become somebody else
         program = options.program or build(folder / "source")
         began = time.monotonic()
-        results = run(program, options.pool, folder, options.benchmarks)
+        results = run(program, options.pool, folder, options.benchmarks, options.front)
         for test, result in results.items():
             note = "" if result == wanted[test] else f", but {wanted[test]} was expected"
-            if result == "ERROR" and test in IMPOSSIBLE:
+            if result == wanted[test] == "ERROR":
                 note = f", as expected: {IMPOSSIBLE[test]}"
             print(f"{test:20} {result}{note}")
-            if result != wanted[test]:
+            if result != wanted[test] and (folder / "logs" / test).exists():
                 sys.stdout.write((folder / "logs" / test).read_text(errors="replace")[-2000:])
         print(f"{list(results.values()).count('OK')} OK in {time.monotonic() - began:.1f} s")
     return int(results != wanted)
