@@ -244,7 +244,7 @@ int frame_answer(struct channel *channel, bool may_be_interrupted)
 		channel->fds_came = 0;
 		if (size < HEAD || head->length != (size_t)size) {
 			channel->broken = true;
-			return ECONNRESET;
+			return handle_over(channel->id);
 		}
 		channel->fds_came = (uint32_t)take_fds(&message, channel->fds, FDS_MAX);
 		if (head->serial != channel->serial || !(head->op & ANSWER)) {

@@ -54,11 +54,10 @@ static void write_back(struct writes *writes, unsigned char *answer, uint64_t to
 	writes->to[writes->count++] = (struct iovec){(void *)(uintptr_t)(to + at), end - at};
 }
 
-/* What was asked with NEGOTIATE: flags, and types of items in lists. */
+/* What was asked with NEGOTIATE: lists of types of items. */
 static void write_negotiated(struct writes *writes, unsigned char *answer, size_t size, size_t items,
 			     uint64_t to)
 {
-	write_back(writes, answer, to, AT_FLAGS, AT_FLAGS + 8);
 	for (size_t at = items; at + ITEM_HEAD <= size;) {
 		uint64_t length = get64(answer + at);
 		if (length < ITEM_HEAD || length > size - at)
@@ -78,19 +77,23 @@ static int answer_back(struct channel *channel, unsigned op, size_t fixed, uint6
 	if (size < fixed)
 		return 0;
 	if (op == OP_SEND) {
-		write_back(&writes, answer, to, AT_RETURN_FLAGS, AT_RETURN_FLAGS + 8);
+		/* The message's address is ours, the rest is the program's. */
+		write_back(&writes, answer, to, AT_FLAGS, 24);
 		write_back(&writes, answer, to, 32, fixed);
 	} else
-		write_back(&writes, answer, to, AT_RETURN_FLAGS, fixed);
+		write_back(&writes, answer, to, AT_FLAGS, fixed);
 	if (size > fixed) {
 		size_t command = get64(answer);
 		if (command > size)
 			command = size;
 		write_negotiated(&writes, answer, command, fixed, to);
 		command = align8(command);
-		if (op == OP_SEND && channel->message && size >= command + 64)
+		if (op == OP_SEND && channel->message && size >= command + 64) {
+			write_back(&writes, answer + command, channel->message, AT_FLAGS,
+				   AT_FLAGS + 8);
 			write_negotiated(&writes, answer + command, size - command, 64,
 					 channel->message);
+		}
 	}
 	return copy_out(writes.from, writes.to, writes.count);
 }
@@ -165,8 +168,7 @@ static int run(int fd, uint64_t id, unsigned op, size_t fixed, uint64_t argument
 	for (;;) {
 		channel = channel_claim(fd, id, &error);
 		if (!channel)
-			return error == EPIPE || error == ECONNRESET || error == ENOTCONN ?
-				       handle_over(id) : error;
+			return error;
 		error = gather(channel, op, fixed, argument);
 		if (!error)
 			error = frame_send(channel);
@@ -212,11 +214,12 @@ bool command_run(int fd, uint32_t number, uint64_t argument, int *result)
 	if (!is_command(number))
 		return false;
 	id = socket_id(fd);
-	if (!id || !is_handle(fd, id)) {
+	error = id && is_handle(fd, id) ?
+			run(fd, id, number & 0xff, number >> 16 & 0x3fff, argument) : NOT_OURS;
+	if (error == NOT_OURS) {
 		errno = before;
 		return false;
 	}
-	error = run(fd, id, number & 0xff, number >> 16 & 0x3fff, argument);
 	errno = error ? error : before;
 	*result = error ? -1 : 0;
 	return true;
@@ -236,8 +239,8 @@ bool pool_map(void *address, size_t length, int protection, int flags, int fd, o
 	*result = MAP_FAILED;
 	channel = channel_claim(fd, id, &error);
 	if (!channel) {
-		errno = error == EPIPE ? handle_over(id) : error;
-		return true;
+		errno = error;
+		return error != NOT_OURS;
 	}
 	error = channel_ask(channel, OP_POOL, 0, -1);
 	if (!error && channel->fds_came != 1)

@@ -272,7 +272,10 @@ struct channel *channel_claim(int fd, uint64_t id, int *error)
 	if (channel) {
 		insert(id);
 		note(fd);
-	}
+	} else if (!known && (*error == ENOTCONN || *error == ENOTTY))
+		*error = NOT_OURS;
+	else if (*error == EPIPE || *error == ECONNRESET || *error == ENOTCONN)
+		*error = handle_over(id);
 	return channel;
 }
 

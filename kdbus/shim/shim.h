@@ -63,6 +63,7 @@ enum {
 };
 #define FLAG_NEGOTIATE (1ULL << 63)
 #define IN_OUTBOX (1ULL << 63)
+#define NOT_OURS (-1) /* in place of an errno: a socket that is no handle */
 
 #define HIDDEN __attribute__((visibility("hidden")))
 
