@@ -33,7 +33,7 @@ ROOMS = ("broker", "compat", "bench")
 SKIP = os.environ.get("SKIP_CYTHON") == "1"
 REQUIRE = os.environ.get("REQUIRE_CYTHON") == "1"
 FLAGS = ["-O3", "-g0"]
-SHIM = "jitney.kdbus.libjitney-kdbus"
+SHIM = "jitney.kdbus.shim.libjitney-kdbus"
 SHIM_FLAGS = ["-std=c11", "-O2", "-g0", "-Wall", "-Wextra", "-fvisibility=hidden"]
 # Types come from the `.pxd` alone: annotations are for people and mypy. A module that wants
 # fewer checks (bounds, C division) says so in its own first comment.
@@ -106,6 +106,7 @@ class BuildExt(build_ext):
     def build_shim(self) -> None:
         """The library that is preloaded, beside the package's modules."""
         target = Path(self.build_lib, *SHIM.split(".")).with_suffix(".so")
+        target.parent.mkdir(parents=True, exist_ok=True)
         sources = shim_sources()
         if sys.platform != "linux" or (
             target.exists()

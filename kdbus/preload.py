@@ -19,7 +19,7 @@ PLACE = "JITNEY_KDBUS"
 
 def library() -> Path | None:
     """The shim, where it was built."""
-    path = Path(__file__).resolve().parent / LIBRARY
+    path = Path(__file__).resolve().parent / "shim" / LIBRARY
     return path if path.exists() else None
 
 
