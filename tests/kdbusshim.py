@@ -27,9 +27,7 @@ def why_not() -> str:
 
 
 @contextmanager
-def served(
-    path: Path, time_to_live: int = TIME_TO_LIVE
-) -> Iterator[tuple[Path, dict[str, str]]]:
+def served(path: Path, time_to_live: int = TIME_TO_LIVE) -> Iterator[tuple[Path, dict[str, str]]]:
     """A directory of `jitney sockets`, and the environment of programs that are to use it."""
     shim = preload.library()
     assert shim is not None

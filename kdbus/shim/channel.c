@@ -18,7 +18,6 @@
 #include <poll.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -143,7 +142,6 @@ struct channel *channel_new(int fd, uint64_t id, bool known, int *error)
 	channel->fd = sys_fd_up(own);
 	channel->cookie = socket_id(channel->fd);
 	channel->generation = generation();
-	channel->outbox = -1;
 	channel->fresh = true;
 	return channel;
 }
@@ -151,14 +149,6 @@ struct channel *channel_new(int fd, uint64_t id, bool known, int *error)
 bool channel_is_sound(struct channel *channel)
 {
 	return channel->id && socket_id(channel->fd) == channel->cookie;
-}
-
-static bool outbox_is_sound(struct channel *channel)
-{
-	struct stat status;
-
-	return channel->outbox >= 0 && fstat(channel->outbox, &status) == 0 &&
-	       S_ISREG(status.st_mode) && status.st_ino == channel->outbox_inode;
 }
 
 bool channel_has_ended(struct channel *channel)
@@ -172,7 +162,7 @@ void channel_destroy(struct channel *channel)
 {
 	if (channel_is_sound(channel))
 		sys_close(channel->fd);
-	if (outbox_is_sound(channel))
+	if (channel->outbox_id && file_id(channel->outbox) == channel->outbox_id)
 		sys_close(channel->outbox);
 	munmap(channel, sizeof(*channel));
 }
@@ -199,6 +189,21 @@ int frame_send(struct channel *channel)
 	for (size_t i = 1; i <= channel->part_count; i++)
 		head->length += (uint32_t)channel->parts[i].iov_len;
 	give_control(&message, channel->control, channel->sent_fds, channel->sent_count);
+	if (sys_sendmsg(channel->fd, &message) >= 0)
+		return 0;
+	if (errno == EPIPE || errno == ECONNRESET || errno == ENOTCONN)
+		channel->broken = true;
+	return errno == ETOOMANYREFS ? EMFILE : errno;
+}
+
+/* A frame of its own, while another one is in the buffer. */
+int channel_slip(struct channel *channel, const struct head *head, int fd)
+{
+	_Alignas(8) char control[CMSG_SPACE(sizeof(int)) + CMSG_SPACE(12)];
+	struct iovec part = {(void *)head, HEAD};
+	struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
+
+	give_control(&message, control, &fd, 1);
 	if (sys_sendmsg(channel->fd, &message) >= 0)
 		return 0;
 	if (errno == EPIPE || errno == ECONNRESET || errno == ENOTCONN)

@@ -18,7 +18,8 @@
 #define SEND_SYNC_REPLY 1
 #define INCOMPLETE_FDS 1
 
-enum { READS = 1U << 31, WRITES = 1U << 30 };
+#define READS (1U << 31)
+#define WRITES (1U << 30)
 
 /* The ioctls' numbers: direction, size of the struct, kdbus's own letter, operation. */
 #define COMMAND(direction, size, op) ((direction) | (size) << 16 | 0x95U << 8 | (op))
@@ -161,12 +162,14 @@ static int run(int fd, uint64_t id, unsigned op, size_t fixed, uint64_t argument
 {
 	struct channel *channel;
 	int error, failed;
-	bool sync;
+	uint64_t flags;
+	bool sync = op == OP_SEND && !copy_in(&flags, argument + AT_FLAGS, 8) &&
+		    flags & SEND_SYNC_REPLY;
 
 	if (argument % 8)
 		return EFAULT;
 	for (;;) {
-		channel = channel_claim(fd, id, &error);
+		channel = channel_claim(fd, id, sync, &error);
 		if (!channel)
 			return error;
 		error = gather(channel, op, fixed, argument);
@@ -182,13 +185,14 @@ static int run(int fd, uint64_t id, unsigned op, size_t fixed, uint64_t argument
 	}
 	if (!error) {
 		channel->answer_size = 0;
-		sync = op == OP_SEND && get64(channel->frame + HEAD + AT_FLAGS) & SEND_SYNC_REPLY;
 		error = frame_answer(channel, sync);
 		if (!channel->broken) {
 			if (op == OP_HELLO) {
-				channel_close_fds(channel); /* the pool: asked for when it is mapped */
-				if (!error)
-					handle_connected(id);
+				if (!error && channel->fds_came) {
+					handle_connected(id, channel->fds[0]);
+					channel->fds[0] = channel->fds[--channel->fds_came];
+				}
+				channel_close_fds(channel);
 			} else if (op == OP_SEND)
 				tell_numbers(channel, 32);
 			else if (op == OP_RECV) {
@@ -225,41 +229,58 @@ bool command_run(int fd, uint32_t number, uint64_t argument, int *result)
 	return true;
 }
 
+/* The pool's descriptor, or an errno below 0. */
+static int get_pool(int fd, uint64_t id)
+{
+	struct channel *channel;
+	int error, pool = handle_take_pool(id);
+
+	if (pool >= 0)
+		return pool;
+	channel = channel_claim(fd, id, false, &error);
+	if (!channel)
+		return error == NOT_OURS ? -ENODEV : -error;
+	error = channel_ask(channel, OP_POOL, 0, -1);
+	if (!error && !channel->fds_came)
+		error = EMFILE;
+	pool = -error;
+	if (!error) {
+		pool = channel->fds[0];
+		channel->fds[0] = channel->fds[--channel->fds_came];
+	}
+	channel_close_fds(channel);
+	channel_release(channel);
+	return pool;
+}
+
 /* Maps the pool in place of the socket, which cannot be mapped. */
 bool pool_map(void *address, size_t length, int protection, int flags, int fd, off_t offset,
 	      void **result)
 {
 	uint64_t id = socket_id(fd);
-	struct channel *channel;
 	struct stat status;
-	int error = 0;
+	int error = 0, pool;
 
 	if (!id || !is_handle(fd, id))
 		return false;
 	*result = MAP_FAILED;
-	channel = channel_claim(fd, id, &error);
-	if (!channel) {
-		errno = error;
-		return error != NOT_OURS;
-	}
-	error = channel_ask(channel, OP_POOL, 0, -1);
-	if (!error && channel->fds_came != 1)
-		error = EMFILE;
-	if (!error && protection & PROT_WRITE)
+	pool = get_pool(fd, id);
+	if (pool < 0)
+		error = -pool;
+	else if (protection & PROT_WRITE)
 		error = EPERM;
-	if (!error && fstat(channel->fds[0], &status) == 0 &&
-	    align8(length) > (uint64_t)status.st_size)
+	else if (fstat(pool, &status) == 0 && length > (uint64_t)status.st_size)
 		error = EFAULT;
-	if (!error) {
+	else {
 		/* Shared, and of a file that is open for reading: it can never be made writable. */
 		*result = real_mmap(address, length, protection,
-				    (flags & ~MAP_PRIVATE) | MAP_SHARED, channel->fds[0], offset);
+				    (flags & ~MAP_PRIVATE) | MAP_SHARED, pool, offset);
 		if (*result == MAP_FAILED)
 			error = errno;
 	}
+	if (pool >= 0)
+		sys_close(pool);
 	if (error)
 		errno = error;
-	channel_close_fds(channel);
-	channel_release(channel);
 	return true;
 }

@@ -13,9 +13,11 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/futex.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #ifndef SO_COOKIE
@@ -27,6 +29,8 @@
 
 #define ENTRIES 1024
 #define IDLE 4
+#define TURN_MS 5
+#define TURNS 10
 #define NOTED 65536
 
 enum { NEVER_USED, GONE, FIRST_ID };
@@ -34,7 +38,14 @@ enum { NEVER_USED, GONE, FIRST_ID };
 struct entry {
 	_Atomic uint64_t id;
 	_Atomic bool connected;
+	_Atomic int pool; /* above 0: between HELLO and mmap */
+	_Atomic uint64_t pool_id;
 	_Atomic(struct channel *) idle[IDLE];
+	/* Commands that will soon be over: more than IDLE of them wait for each other. */
+	_Atomic int busy;
+	_Atomic uint32_t busy_generation;
+	_Atomic uint32_t turn;
+	_Atomic int waiting;
 };
 
 struct life {
@@ -113,6 +124,14 @@ static struct entry *find(uint64_t id)
 	return NULL;
 }
 
+static void drop_pool(struct entry *entry)
+{
+	int pool = atomic_exchange(&entry->pool, 0);
+
+	if (pool > 0 && file_id(pool) == atomic_load(&entry->pool_id))
+		sys_close(pool);
+}
+
 static void drop_idle(struct entry *entry)
 {
 	for (size_t i = 0; i < IDLE; i++) {
@@ -125,6 +144,7 @@ static void drop_idle(struct entry *entry)
 static void drop(struct entry *entry, uint64_t id)
 {
 	drop_idle(entry);
+	drop_pool(entry);
 	atomic_compare_exchange_strong(&entry->id, &id, GONE);
 }
 
@@ -163,6 +183,7 @@ static struct entry *insert(uint64_t id)
 		there = atomic_load(&entry->id);
 		if (there < FIRST_ID && atomic_compare_exchange_strong(&entry->id, &there, id)) {
 			atomic_store(&entry->connected, false);
+			atomic_store(&entry->busy, 0);
 			return entry;
 		}
 	}
@@ -182,14 +203,12 @@ bool handle_noted(int fd)
 	return fd >= 0 && fd < NOTED && atomic_load(&noted[fd / 32]) & 1U << (fd % 32);
 }
 
-void handle_opened(int fd)
+void handle_opened(int fd, struct channel *first)
 {
-	uint64_t id = socket_id(fd);
-
 	sweep();
 	note(fd);
-	if (id)
-		insert(id);
+	insert(first->id);
+	channel_release(first);
 }
 
 /* A descriptor is about to be closed. Another one may lead to the handle: that finds its way. */
@@ -236,12 +255,28 @@ bool is_handle(int fd, uint64_t id)
 	       value == SOCK_SEQPACKET;
 }
 
-void handle_connected(uint64_t id)
+void handle_connected(uint64_t id, int pool)
 {
 	struct entry *entry = find(id);
+	int none = 0;
 
-	if (entry)
-		atomic_store(&entry->connected, true);
+	if (!entry) {
+		sys_close(pool);
+		return;
+	}
+	atomic_store(&entry->connected, true);
+	pool = sys_fd_up(pool);
+	atomic_store(&entry->pool_id, file_id(pool));
+	if (!atomic_compare_exchange_strong(&entry->pool, &none, pool))
+		sys_close(pool);
+}
+
+int handle_take_pool(uint64_t id)
+{
+	struct entry *entry = find(id);
+	int pool = entry ? atomic_exchange(&entry->pool, 0) : 0;
+
+	return pool > 0 && file_id(pool) == atomic_load(&entry->pool_id) ? pool : -1;
 }
 
 int handle_over(uint64_t id)
@@ -251,14 +286,10 @@ int handle_over(uint64_t id)
 	return entry && !atomic_load(&entry->connected) ? ESHUTDOWN : ECONNRESET;
 }
 
-struct channel *channel_claim(int fd, uint64_t id, int *error)
+static struct channel *claim_idle(struct entry *entry, uint64_t id)
 {
-	struct entry *entry = find(id);
-	bool known = entry != NULL;
-	struct channel *channel;
-
-	for (size_t i = 0; entry && i < IDLE; i++) {
-		channel = atomic_exchange(&entry->idle[i], NULL);
+	for (size_t i = 0; i < IDLE; i++) {
+		struct channel *channel = atomic_exchange(&entry->idle[i], NULL);
 		if (!channel)
 			continue;
 		if (channel->id == id && channel->generation == generation() &&
@@ -268,25 +299,76 @@ struct channel *channel_claim(int fd, uint64_t id, int *error)
 		}
 		channel_destroy(channel);
 	}
-	channel = channel_new(fd, id, known, error);
-	if (channel) {
-		insert(id);
+	return NULL;
+}
+
+/* Waits until a command on this handle is over; not for ever, it may be one that we interrupted. */
+static void wait_for_turn(struct entry *entry)
+{
+	uint32_t turn = atomic_load(&entry->turn);
+	struct timespec patience = {0, TURN_MS * 1000000L};
+
+	atomic_fetch_add(&entry->waiting, 1);
+	if (atomic_load(&entry->busy) >= IDLE)
+		syscall(SYS_futex, &entry->turn, FUTEX_WAIT | FUTEX_PRIVATE_FLAG, turn, &patience,
+			NULL, 0);
+	atomic_fetch_sub(&entry->waiting, 1);
+}
+
+/* One for a command; `waits`: one that may wait for somebody else, who must not be in the way. */
+struct channel *channel_claim(int fd, uint64_t id, bool waits, int *error)
+{
+	struct entry *entry = find(id);
+	bool known = entry != NULL;
+	struct channel *channel = NULL;
+	uint32_t now = generation();
+
+	if (entry && atomic_load(&entry->busy_generation) != now) {
+		atomic_store(&entry->busy_generation, now);
+		atomic_store(&entry->busy, 0);
+		atomic_store(&entry->waiting, 0);
+	}
+	for (int turns = 0; entry && !channel; turns++) {
+		channel = claim_idle(entry, id);
+		if (channel || waits || turns == TURNS || atomic_load(&entry->busy) < IDLE)
+			break;
+		wait_for_turn(entry);
+	}
+	if (!channel)
+		channel = channel_new(fd, id, known, error);
+	if (!channel) {
+		if (!known && (*error == ENOTCONN || *error == ENOTTY))
+			*error = NOT_OURS;
+		else if (*error == EPIPE || *error == ECONNRESET || *error == ENOTCONN)
+			*error = handle_over(id);
+		return NULL;
+	}
+	if (channel->fresh) {
+		entry = insert(id);
 		note(fd);
-	} else if (!known && (*error == ENOTCONN || *error == ENOTTY))
-		*error = NOT_OURS;
-	else if (*error == EPIPE || *error == ECONNRESET || *error == ENOTCONN)
-		*error = handle_over(id);
+	}
+	channel->counted = entry && !waits;
+	if (channel->counted)
+		atomic_fetch_add(&entry->busy, 1);
 	return channel;
 }
 
 void channel_release(struct channel *channel)
 {
-	struct entry *entry = channel->broken ? NULL : find(channel->id);
+	struct entry *entry = find(channel->id);
+	bool kept = false;
 
-	for (size_t i = 0; entry && i < IDLE; i++) {
+	if (entry && channel->counted)
+		atomic_fetch_sub(&entry->busy, 1);
+	channel->counted = false;
+	for (size_t i = 0; entry && !channel->broken && !kept && i < IDLE; i++) {
 		struct channel *none = NULL;
-		if (atomic_compare_exchange_strong(&entry->idle[i], &none, channel))
-			return;
+		kept = atomic_compare_exchange_strong(&entry->idle[i], &none, channel);
 	}
-	channel_destroy(channel);
+	if (!kept)
+		channel_destroy(channel);
+	if (entry && atomic_load(&entry->waiting) > 0) {
+		atomic_fetch_add(&entry->turn, 1);
+		syscall(SYS_futex, &entry->turn, FUTEX_WAKE | FUTEX_PRIVATE_FLAG, 1, NULL, NULL, 0);
+	}
 }

@@ -9,7 +9,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,8 +18,6 @@
 #include <unistd.h>
 
 #define KDBUSFS "/sys/fs/kdbus"
-#define VERSION 1
-#define PATIENCE_MS 10000
 
 /* A path below /sys/fs/kdbus, where JITNEY_KDBUS says what is there. */
 const char *node_path(const char *path, char *buffer, size_t size)
@@ -38,31 +35,21 @@ const char *node_path(const char *path, char *buffer, size_t size)
 	return buffer;
 }
 
-/* Whether a bus is there: it answers OPEN. Else ENXIO, or why it does not want us. */
-static int greet(int fd)
+/* Whether a bus is there: it gives us a channel. Else ENXIO, or why it does not want us. */
+static struct channel *greet(int fd, uint64_t id, int *error)
 {
-	struct {
-		struct head head;
-		uint32_t version, zero;
-		unsigned char token[16];
-	} frame = {{.length = HEAD + 8, .op = OP_OPEN, .serial = 1}, VERSION, 0, {0}};
-	struct pollfd readable = {.fd = fd, .events = POLLIN};
-	struct iovec part = {&frame, HEAD + 8};
+	struct head head;
+	struct iovec part = {&head, HEAD};
 	struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
-	ssize_t size;
+	struct channel *channel = channel_new(fd, id, false, error);
 
-	frame.head.tid = sys_tid();
-	if (sys_sendmsg(fd, &message) < 0 || poll(&readable, 1, PATIENCE_MS) == 0)
-		return ENXIO;
-	part.iov_len = sizeof(frame);
-	do
-		size = sys_recvmsg(fd, &message, 0);
-	while (size < 0 && errno == EINTR);
-	if (size < HEAD || frame.head.op != (OP_OPEN | ANSWER) || frame.head.serial != 1)
-		return ENXIO;
-	if (frame.head.frees)
-		return (int)frame.head.frees;
-	return size < HEAD + 8 || frame.version != VERSION ? ENXIO : 0;
+	if (channel || *error == EMFILE || *error == ENOMEM)
+		return channel;
+	*error = ENXIO;
+	if (sys_recvmsg(fd, &message, MSG_DONTWAIT) == HEAD && head.op == (OP_CHANNEL | ANSWER) &&
+	    head.frees)
+		*error = (int)head.frees;
+	return NULL;
 }
 
 static int connect_node(int node, const char *path, int fd)
@@ -85,6 +72,7 @@ int node_open(int directory, const char *path, int flags)
 	struct stat status;
 	int error = ENXIO;
 	int node, fd = -1;
+	struct channel *channel = NULL;
 
 	node = real_openat(directory, path, O_PATH | O_CLOEXEC | (flags & O_NOFOLLOW), 0);
 	if (node < 0)
@@ -96,17 +84,19 @@ int node_open(int directory, const char *path, int flags)
 		error = fd < 0 ? errno :
 		       connect_node(node, *path == '/' || directory == AT_FDCWD ? path : NULL, fd);
 		if (!error)
-			error = greet(fd);
+			channel = greet(fd, socket_id(fd), &error);
 		if (!error && flags & O_NONBLOCK && fcntl(fd, F_SETFL, O_NONBLOCK) < 0)
 			error = errno;
 	}
 	sys_close(node);
 	if (error) {
+		if (channel)
+			channel_destroy(channel);
 		if (fd >= 0)
 			sys_close(fd);
 		errno = error;
 		return -1;
 	}
-	handle_opened(fd);
+	handle_opened(fd, channel);
 	return fd;
 }

@@ -11,8 +11,6 @@
 
 #include <errno.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -97,37 +95,26 @@ static void place_payload(unsigned char *message, uint64_t message_size, uint64_
 	}
 }
 
-/* The outbox has room for so much; it is made where there is none. */
-static int outbox_ready(struct channel *channel, uint64_t size)
+/* There is an outbox; where there is none, it is made. */
+static int outbox_ready(struct channel *channel)
 {
-	struct stat status;
-	unsigned char kept[HEAD];
-	size_t parts = channel->part_count, fds = channel->sent_count;
-	int first = channel->sent_fds[0];
-	int error;
+	struct head head = {.length = HEAD, .op = OP_OUTBOX, .flags = QUIET, .tid = sys_tid()};
+	int fd;
 
-	if (channel->outbox >= 0 && fstat(channel->outbox, &status) == 0 &&
-	    S_ISREG(status.st_mode) && status.st_ino == channel->outbox_inode)
-		return size <= channel->outbox_size ? 0 : EMSGSIZE;
-	channel->outbox = (int)syscall(SYS_memfd_create, "kdbus-outbox", MFD_CLOEXEC);
-	if (channel->outbox < 0)
+	if (channel->outbox_id && file_id(channel->outbox) == channel->outbox_id)
+		return 0;
+	fd = (int)syscall(SYS_memfd_create, "kdbus-outbox", MFD_CLOEXEC);
+	if (fd < 0)
 		return errno;
-	channel->outbox = sys_fd_up(channel->outbox);
-	channel->outbox_size = PAYLOAD_MOST;
-	if (ftruncate(channel->outbox, (off_t)channel->outbox_size) < 0 ||
-	    fstat(channel->outbox, &status) < 0)
-		return errno;
-	channel->outbox_inode = status.st_ino;
-	/* A request between the parts of another one. */
-	memcpy(kept, channel->frame, HEAD);
-	error = channel_ask(channel, OP_OUTBOX, 0, channel->outbox);
-	channel_close_fds(channel);
-	memcpy(channel->frame, kept, HEAD);
-	((struct head *)channel->frame)->serial = ++channel->serial;
-	channel->part_count = parts;
-	channel->sent_count = fds;
-	channel->sent_fds[0] = first;
-	return error;
+	if (ftruncate(fd, PAYLOAD_MOST) < 0) {
+		sys_close(fd);
+		return ENOMEM;
+	}
+	channel->outbox = sys_fd_up(fd);
+	channel->outbox_id = file_id(channel->outbox);
+	/* Before the SEND; if it fails, an answer comes that nobody waits for, and the SEND as well. */
+	head.serial = ~channel->serial;
+	return channel_slip(channel, &head, channel->outbox);
 }
 
 static int fill_outbox(struct channel *channel, uint64_t payload)
@@ -202,7 +189,7 @@ int send_gather(struct channel *channel, size_t size)
 		place_payload(message, length, at);
 		return 0;
 	}
-	error = outbox_ready(channel, payload);
+	error = outbox_ready(channel);
 	if (error)
 		return error;
 	place_payload(message, length, IN_OUTBOX);

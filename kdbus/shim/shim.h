@@ -40,7 +40,6 @@ enum {
 	OP_HELLO = 0x80,
 	OP_SEND = 0x90,
 	OP_RECV = 0x91,
-	OP_OPEN = 0x100,
 	OP_OUTBOX = 0x102,
 	OP_NUMBERS = 0x103,
 	OP_WOKEN = 0x104,
@@ -50,6 +49,7 @@ enum {
 	OP_SETTLE = 0x109,
 	OP_WAKE = 0x8200,
 	ANSWER = 0x8000,
+	QUIET = 1,
 };
 
 /* kdbus's commands: where their fields are. */
@@ -84,10 +84,11 @@ struct channel {
 	uint32_t generation;
 	uint32_t serial;
 	int fd;
-	int outbox; /* -1: none yet */
-	uint64_t outbox_inode;
+	int outbox;
+	uint64_t outbox_id; /* 0: none yet */
 	uint64_t outbox_size;
 	bool fresh; /* made for this command */
+	bool counted; /* among those whose command will soon be over */
 	bool broken;
 	/* Of the answer: descriptors that came, -1 behind them for those that did not fit. */
 	int fds[FDS_MAX];
@@ -118,12 +119,13 @@ HIDDEN int copy_out(const struct iovec *from, const struct iovec *to, size_t cou
 
 HIDDEN uint64_t socket_id(int fd); /* never used again for another socket; 0: no socket */
 HIDDEN bool is_handle(int fd, uint64_t id);
-HIDDEN void handle_opened(int fd);
+HIDDEN void handle_opened(int fd, struct channel *first);
 HIDDEN bool handle_noted(int fd);
 HIDDEN struct channel *handle_closing(int fd); /* one to settle it on, or NULL */
-HIDDEN void handle_connected(uint64_t id);
+HIDDEN void handle_connected(uint64_t id, int pool); /* which is kept, or closed */
+HIDDEN int handle_take_pool(uint64_t id); /* -1: it has to be asked for */
 HIDDEN int handle_over(uint64_t id); /* the errno where the bus is gone */
-HIDDEN struct channel *channel_claim(int fd, uint64_t id, int *error);
+HIDDEN struct channel *channel_claim(int fd, uint64_t id, bool waits, int *error);
 HIDDEN void channel_release(struct channel *channel);
 HIDDEN uint32_t generation(void);
 
@@ -134,6 +136,8 @@ HIDDEN bool channel_has_ended(struct channel *channel);
 HIDDEN void frame_begin(struct channel *channel, unsigned op, size_t size);
 HIDDEN int frame_send(struct channel *channel);
 HIDDEN int frame_answer(struct channel *channel, bool may_be_interrupted);
+HIDDEN uint64_t file_id(int fd); /* of memory; 0: it is none */
+HIDDEN int channel_slip(struct channel *channel, const struct head *head, int fd);
 HIDDEN int channel_ask(struct channel *channel, unsigned op, size_t size, int fd);
 HIDDEN void channel_tell(struct channel *channel, unsigned op, size_t size);
 HIDDEN void channel_settle(struct channel *channel);

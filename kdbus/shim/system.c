@@ -10,6 +10,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -52,6 +53,15 @@ uint32_t sys_tid(void)
 uint32_t sys_pid(void)
 {
 	return (uint32_t)syscall(SYS_getpid);
+}
+
+uint64_t file_id(int fd)
+{
+	struct stat status;
+
+	if (fd < 0 || fstat(fd, &status) < 0 || !S_ISREG(status.st_mode))
+		return 0;
+	return (uint64_t)status.st_ino << 16 ^ (uint64_t)status.st_dev;
 }
 
 static bool forbidden(void)

@@ -52,7 +52,9 @@ def refused(number: int, what: Callable[..., object], *arguments: object) -> Non
 
 def descriptors() -> set[int]:
     return {int(name) for name in os.listdir("/proc/self/fd")} - {
-        int(name) for name in os.listdir("/proc/self/fd") if not os.path.exists(f"/proc/self/fd/{name}")
+        int(name)
+        for name in os.listdir("/proc/self/fd")
+        if not os.path.exists(f"/proc/self/fd/{name}")
     }
 
 
@@ -131,7 +133,9 @@ def negotiation(root: Path) -> None:
     data = peer.do("SEND", c.NEGOTIATE, u64(ctypes.addressof(envelope)))
     assert struct.unpack_from("<Q", data, 8)[0] == c.SEND_SYNC_REPLY
     assert struct.unpack_from("<Q", data, 24)[0] == ctypes.addressof(envelope)
-    assert struct.unpack_from("<Q", envelope.raw, 8)[0] == c.EXPECT_REPLY | c.NO_AUTO_START | c.SIGNAL
+    assert (
+        struct.unpack_from("<Q", envelope.raw, 8)[0] == c.EXPECT_REPLY | c.NO_AUTO_START | c.SIGNAL
+    )
     assert envelope.raw[80:96] == u64(c.ITEM_FDS, 0)
 
 

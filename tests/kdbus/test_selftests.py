@@ -1,4 +1,4 @@
-"""kdbus's own selftests against `jitney mount`; see `selftests.py` beside this."""
+"""kdbus's own selftests against `jitney mount`, and with the shim; see `selftests.py` beside this."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ assert _spec.loader is not None
 selftests = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(selftests)
 
-pytestmark = [
-    pytest.mark.skipif(
-        bool(selftests.why_not()), reason=f"kdbus's selftests: {selftests.why_not()}"
-    ),
-    pytest.mark.timeout(900),
-]
+pytestmark = pytest.mark.timeout(900)
+
+
+def needs(front: str) -> pytest.MarkDecorator:
+    why = selftests.why_not(front)
+    return pytest.mark.skipif(bool(why), reason=f"kdbus's selftests: {why}")
 
 
 @pytest.fixture(scope="module")
@@ -39,12 +39,35 @@ def run(program: Path, *words: str, before: tuple[str, ...] = ()) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def as_a_user(program: Path) -> tuple[str, ...]:
+    """Words before a command; the program can be reached then."""
+    for folder in (program, *program.parents):
+        if not os.stat(folder).st_mode & 0o001:
+            os.chmod(folder, os.stat(folder).st_mode | 0o055)
+    return ("setpriv", "--reuid=1000", "--regid=1000", "--clear-groups")
+
+
+@needs("fuse")
 @pytest.mark.skipif(os.geteuid() != 0, reason="as root only")
 @pytest.mark.parametrize("pool", ["store", "passthrough"])
 def test_as_root(program: Path, pool: str) -> None:
     run(program, "--pool", pool, "--benchmarks")
 
 
+@needs("shim")
+def test_with_the_shim(program: Path) -> None:
+    run(program, "--front", "shim", "--benchmarks")
+
+
+@needs("shim")
+@pytest.mark.skipif(os.geteuid() != 0, reason="is another user only as root")
+def test_with_the_shim_as_a_user(program: Path) -> None:
+    if shutil.which("setpriv") is None:
+        pytest.skip("no setpriv(1)")
+    run(program, "--front", "shim", before=as_a_user(program))
+
+
+@needs("fuse")
 def test_as_a_user(program: Path) -> None:
     """In a user namespace of its own, without any right outside of it."""
     if shutil.which("unshare") is None:
@@ -53,8 +76,5 @@ def test_as_a_user(program: Path) -> None:
     if os.geteuid() == 0:
         if shutil.which("setpriv") is None:
             pytest.skip("no setpriv(1)")
-        before = ("setpriv", "--reuid=1000", "--regid=1000", "--clear-groups")
-        for folder in (program, *program.parents):
-            if not os.stat(folder).st_mode & 0o001:
-                os.chmod(folder, os.stat(folder).st_mode | 0o055)
+        before = as_a_user(program)
     run(program, before=before)

@@ -22,9 +22,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def start(
-    what: str, root: Path, environment: dict[str, str], **more: str
-) -> subprocess.Popen[str]:
+def start(what: str, root: Path, environment: dict[str, str], **more: str) -> subprocess.Popen[str]:
     paths = os.pathsep.join(path for path in sys.path if path)
     return subprocess.Popen(
         [sys.executable, str(CLIENT), what, str(root)],
