@@ -295,9 +295,8 @@ class Front(Server, Reading):
 
     def round(self) -> None:
         try:
-            settling = self.settling
-            if settling:
-                self.settling = []
+            # Those that asked before this round; who asks in it waits for the next.
+            settling, self.settling = self.settling, []
             ready = self.poll.poll(0, max(ROUND, len(self.peers)) if settling else ROUND)
             peers = self.peers
             with self.domain.lock:
