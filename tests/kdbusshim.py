@@ -8,14 +8,14 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import nativeserver
+
 from jitney.kdbus import preload
 
-RUN = "import sys; from jitney.compat.command import main; sys.exit(main(sys.argv[1:]))"
 TIME_TO_LIVE = 50
 
 
@@ -31,26 +31,12 @@ def served(path: Path, time_to_live: int = TIME_TO_LIVE) -> Iterator[tuple[Path,
     """A directory of `jitney sockets`, and the environment of programs that are to use it."""
     shim = preload.library()
     assert shim is not None
-    process = subprocess.Popen(
-        [sys.executable, "-c", RUN, "sockets", str(path), "--foreground"], stdout=subprocess.PIPE
-    )
-    # Not a test's measure: it only makes sure that nobody waits for ever.
-    killer = subprocess.Popen(
-        ["sh", "-c", f"sleep {time_to_live}; kill -KILL {process.pid}"], start_new_session=True
-    )
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"ready\n"
-        yield path, preload.environment(shim)
-    finally:
-        process.send_signal(signal.SIGCONT)
-        process.terminate()
+    with nativeserver.served(path) as server:
+        # Not a test's measure: it only makes sure that nobody waits for ever.
+        words = ["sh", "-c", f"sleep {time_to_live}; kill -KILL {server.pid}"]
+        killer = subprocess.Popen(words, start_new_session=True)
         try:
-            process.wait(5)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        os.killpg(killer.pid, signal.SIGKILL)
-        killer.wait()
-        if process.stdout is not None:
-            process.stdout.close()
+            yield path, preload.environment(shim)
+        finally:
+            os.killpg(killer.pid, signal.SIGKILL)
+            killer.wait()

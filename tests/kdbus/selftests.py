@@ -159,9 +159,15 @@ def run_benchmarks(program: Path, root: Path, environment: Environment) -> dict[
 
 
 def run(
-    program: Path, pool: str, folder: Path, benchmarks: bool = False, front: str = "fuse"
+    program: Path,
+    pool: str,
+    folder: Path,
+    benchmarks: bool = False,
+    front: str = "fuse",
+    tries: int = 1,
 ) -> dict[str, str]:
-    """What came of each test."""
+    """What came of each test. Some give a busy machine a tenth of a second and no more, so there
+    may be more `tries`; which needed them is printed."""
     logs = folder / "logs"
     logs.mkdir(exist_ok=True)
     results = {}
@@ -174,7 +180,12 @@ def run(
         else:
             root = stack.enter_context(mounted(folder / "kdbus", pool, time_to_live=life)).path
         for name in TESTS:
-            results[name] = run_one(program, root, name, logs, environment)
+            for turn in range(tries):
+                if turn:
+                    print(f"{name:20} {results[name]}, and once more")
+                results[name] = run_one(program, root, name, logs, environment)
+                if results[name] in ("OK", "SKIPPED") or (front == "fuse" and name in IMPOSSIBLE):
+                    break
         if benchmarks:
             results.update(run_benchmarks(program, root, environment))
     return results
@@ -186,6 +197,7 @@ def main() -> int:
     parser.add_argument("--pool", choices=("auto", "store", "passthrough"), default="auto")
     parser.add_argument("--benchmarks", action="store_true")
     parser.add_argument("--program", type=Path, help="built already")
+    parser.add_argument("--tries", type=int, default=1, help="for each test, on a busy machine")
     options = parser.parse_args()
     if os.geteuid() and options.front == "fuse" and "JITNEY_IN_NAMESPACE" not in os.environ:
         os.environ["JITNEY_IN_NAMESPACE"] = "1"
@@ -203,7 +215,9 @@ def main() -> int:
         folder.chmod(0o755)  # some tests become somebody else
         program = options.program or build(folder / "source")
         began = time.monotonic()
-        results = run(program, options.pool, folder, options.benchmarks, options.front)
+        results = run(
+            program, options.pool, folder, options.benchmarks, options.front, options.tries
+        )
         for test, result in results.items():
             note = "" if result == wanted[test] else f", but {wanted[test]} was expected"
             if result == wanted[test] == "ERROR":

@@ -40,21 +40,19 @@ FAILED = ctypes.c_void_p(-1).value
 
 
 def refused(number: int, what: Callable[..., object], *arguments: object) -> None:
+    found = 0
     try:
         what(*arguments)
-    except OSError as error:
-        assert error.errno == number, errno.errorcode[error.errno or 0]
-    except Errno as error:
-        assert error.errno == number, error
-    else:
-        raise AssertionError(f"not refused with {errno.errorcode[number]}")
+    except (OSError, Errno) as error:
+        found = error.errno or 0
+    assert found == number, f"{errno.errorcode.get(found)}, not {errno.errorcode[number]}"
 
 
 def descriptors() -> set[int]:
-    return {int(name) for name in os.listdir("/proc/self/fd")} - {
-        int(name)
-        for name in os.listdir("/proc/self/fd")
-        if not os.path.exists(f"/proc/self/fd/{name}")
+    return {
+        number
+        for number in map(int, os.listdir("/proc/self/fd"))
+        if os.path.exists(f"/proc/self/fd/{number}")
     }
 
 

@@ -1,4 +1,4 @@
-"""kdbus's own selftests against `jitney mount`, and with the shim; see `selftests.py` beside this."""
+"""kdbus's own selftests over FUSE and with the shim; see `selftests.py` beside this."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(program: Path, *words: str, before: tuple[str, ...] = ()) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    words = (*before, sys.executable, str(_file), "--program", str(program), *words)
+    words = (*before, sys.executable, str(_file), "--program", str(program), "--tries=3", *words)
     done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
