@@ -108,10 +108,10 @@ class BuildExt(build_ext):
         target = Path(self.build_lib, *SHIM.split(".")).with_suffix(".so")
         target.parent.mkdir(parents=True, exist_ok=True)
         sources = shim_sources()
-        if sys.platform != "linux" or (
-            target.exists()
-            and target.stat().st_mtime > max(path.stat().st_mtime for path in sources)
-        ):
+        if sys.platform != "linux" or sys.maxsize < 1 << 32 or sys.byteorder != "little":
+            return
+        changed = max(path.stat().st_mtime for path in sources)
+        if target.exists() and target.stat().st_mtime > changed:
             return
         try:
             objects = self.compiler.compile(

@@ -27,33 +27,40 @@
 #define EXPORT __attribute__((visibility("default")))
 #define KDBUS_LETTER 0x95
 
+typedef int open_type(const char *, int, ...);
 typedef int openat_type(int, const char *, int, ...);
 typedef int ioctl_type(int, unsigned long, ...);
 typedef void *mmap_type(void *, size_t, int, int, int, off_t);
 typedef int close_type(int);
 
+static open_type *_Atomic next_open;
 static openat_type *_Atomic next_openat;
 static ioctl_type *_Atomic next_ioctl;
 static mmap_type *_Atomic next_mmap;
 static close_type *_Atomic next_close;
 
-static void *next(const char *name)
-{
-	return dlsym(RTLD_NEXT, name);
-}
+/* What comes after us: the C library's, or another library's that was preloaded. */
+#define FIND(name)                                           \
+	do {                                                 \
+		name##_type *found;                          \
+		*(void **)&found = dlsym(RTLD_NEXT, #name);  \
+		atomic_store(&next_##name, found);           \
+	} while (0)
 
 __attribute__((constructor)) static void find_all(void)
 {
 	int before = errno;
 
-	*(void **)&next_openat = next("openat");
-	*(void **)&next_ioctl = next("ioctl");
-	*(void **)&next_close = next("close");
-	*(void **)&next_mmap = next("mmap");
+	FIND(open);
+	FIND(openat);
+	FIND(ioctl);
+	FIND(mmap);
+	FIND(close);
+	node_place();
 	errno = before;
 }
 
-/* Before the constructor ran, and where there is no C library of the usual kind: the kernel. */
+/* Before the constructor ran: the kernel. */
 int real_openat(int directory, const char *path, int flags, mode_t mode)
 {
 	openat_type *openat_there = next_openat;
@@ -72,12 +79,14 @@ void *real_mmap(void *address, size_t length, int protection, int flags, int fd,
 
 static int open_any(int directory, const char *path, int flags, mode_t mode)
 {
+	open_type *open_there = next_open;
 	char buffer[PATH_MAX];
 	int before = errno;
 	int fd;
 
 	path = node_path(path, buffer, sizeof(buffer));
-	fd = real_openat(directory, path, flags, mode);
+	fd = directory == AT_FDCWD && open_there ? open_there(path, flags, mode) :
+						   real_openat(directory, path, flags, mode);
 	if (fd >= 0 || errno != ENXIO)
 		return fd;
 	fd = node_open(directory, path, flags);

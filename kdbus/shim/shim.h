@@ -145,6 +145,7 @@ HIDDEN void channel_close_fds(struct channel *channel);
 
 /* -1 and errno, or the descriptor; `path` is a socket's. */
 HIDDEN int node_open(int directory, const char *path, int flags);
+HIDDEN void node_place(void);
 HIDDEN const char *node_path(const char *path, char *buffer, size_t size);
 
 /* Whether it was ours; then *result and errno are what the program gets. */

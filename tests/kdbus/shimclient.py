@@ -29,6 +29,7 @@ from kdbusmount import POOL, Bus, Errno, Peer, ioctl
 from jitney.broker.kdbus import constants as c
 
 FOR_EVER = 1 << 62
+CLONE = {"x86_64": 56, "aarch64": 220}.get(os.uname().machine)
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mmap.restype = ctypes.c_void_p
 libc.mmap.argtypes = [
@@ -265,7 +266,7 @@ def forks(root: Path) -> None:
     _, a, b = pair(root)
     for raw in (False, True):
         a.say(b.id, b"to the child")
-        pid = libc.syscall(56, signal.SIGCHLD, 0, 0, 0, 0) if raw else os.fork()
+        pid = libc.syscall(CLONE, signal.SIGCHLD, 0, 0, 0, 0) if raw and CLONE else os.fork()
         if not pid:
             status = 1
             try:
@@ -545,6 +546,9 @@ def bystander(root: Path) -> None:
         refused(errno.EBADF, ioctl, 999, "FREE", command("FREE"))
         refused(errno.EBADF, os.close, 999)
         refused(errno.ENOENT, os.open, f"{name}/none", os.O_RDWR)
+    for address in (0, 8, 1 << 60):
+        assert libc.open(ctypes.c_void_p(address), os.O_RDWR) == -1
+        assert ctypes.get_errno() == errno.EFAULT
     assert max(descriptors()) < 20
     assert root.exists()
 

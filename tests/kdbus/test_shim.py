@@ -62,6 +62,7 @@ def test_program(what: str, tmp_path: Path) -> None:
 def test_fixed_path(tmp_path: Path) -> None:
     with kdbusshim.served(tmp_path / "kdbus") as (root, environment):
         run("mapped_path", root, environment, **{preload.PLACE: str(root)})
+        run("bystander", root, environment, **{preload.PLACE: str(root)})
 
 
 def test_long_path(tmp_path: Path) -> None:
