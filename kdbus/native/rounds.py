@@ -72,9 +72,9 @@ def serve(front: Any, left: float) -> tuple[bool, list[tuple[int, int]]]:
     peers = front.peers
     others: list[tuple[int, int]] = []
     stream = front.stream
-    settling = front.settling
+    # Those that asked before this round; who asks in it waits for the next.
+    settling, front.settling = front.settling, []
     if settling:
-        front.settling = []
         ready = front.poll.poll(0, max(ROUND, len(peers)))
     else:
         ready = front.poll.poll(left, ROUND)

@@ -20,11 +20,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from kdbuskit import Got, command, item, message, u64
 from kdbusmount import POOL, Bus, Errno, Peer, ioctl
+from shimkit import descriptors, fds_item, numbers_in, pair, readable, refused, sealed
 
 from jitney.broker.kdbus import constants as c
 
@@ -38,51 +38,6 @@ libc.mmap.argtypes = [
 libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 FAILED = ctypes.c_void_p(-1).value
-
-
-def refused(number: int, what: Callable[..., object], *arguments: object) -> None:
-    found = 0
-    try:
-        what(*arguments)
-    except (OSError, Errno) as error:
-        found = error.errno or 0
-    assert found == number, f"{errno.errorcode.get(found)}, not {errno.errorcode[number]}"
-
-
-def descriptors() -> set[int]:
-    return {
-        number
-        for number in map(int, os.listdir("/proc/self/fd"))
-        if os.path.exists(f"/proc/self/fd/{number}")
-    }
-
-
-def readable(peer: Peer, seconds: float = 0.0) -> int:
-    poll = select.poll()
-    poll.register(peer.fd, select.POLLIN)
-    found = poll.poll(seconds * 1000)
-    return found[0][1] if found else 0
-
-
-def sealed(data: bytes) -> int:
-    fd = os.memfd_create("payload", os.MFD_ALLOW_SEALING)
-    os.write(fd, data)
-    fcntl.fcntl(fd, 1033, 0xF)
-    return fd
-
-
-def fds_item(*numbers: int) -> bytes:
-    return item(c.ITEM_FDS, struct.pack(f"<{len(numbers)}i", *numbers))
-
-
-def numbers_in(got: Got) -> list[int]:
-    data = got.get(c.ITEM_FDS) or b""
-    return list(struct.unpack(f"<{len(data) // 4}i", data))
-
-
-def pair(root: Path) -> tuple[Bus, Peer, Peer]:
-    bus = Bus(root)
-    return bus, Peer(bus.path), Peer(bus.path)
 
 
 # Messages
@@ -258,12 +213,44 @@ def poll(root: Path) -> None:
     refused(errno.ECONNRESET, b.do, "BYEBYE")
 
 
+def closes(root: Path) -> None:
+    """Who is told of a close, was told when it returns."""
+    bus = Bus(root)
+    watcher = Peer(bus.path)
+    watcher.do("MATCH_ADD", 0, u64(1), item(c.ITEM_ID_REMOVE, u64(c.NONE64, 0)))
+    over = threading.Event()
+
+    def work() -> None:
+        while not over.is_set():
+            watcher.do("LIST", c.LIST_UNIQUE)
+
+    # So that the bus has always something to do.
+    busy = [threading.Thread(target=work) for _ in range(2)]
+    try:
+        for thread in busy:
+            thread.start()
+        for _ in range(100):
+            Peer(bus.path).close()
+            watcher.do("RECV")
+    finally:
+        over.set()
+        for thread in busy:
+            thread.join()
+
+
 # Processes and threads
 
 
 def forks(root: Path) -> None:
-    """A connection is its descriptor's, in whatever process, as whatever user."""
+    """A connection is its descriptor's, in whatever process, as whatever user, at the same time."""
     _, a, b = pair(root)
+    pid = os.fork()
+    for _ in range(300):
+        ioctl(a.fd, "CONN_INFO", command("CONN_INFO", 0, u64(a.id)))
+        a.do("FREE", 0, ioctl(a.fd, "CONN_INFO", command("CONN_INFO", 0, u64(b.id)))[40:48])
+    if not pid:
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
     for raw in (False, True):
         a.say(b.id, b"to the child")
         pid = libc.syscall(CLONE, signal.SIGCHLD, 0, 0, 0, 0) if raw and CLONE else os.fork()

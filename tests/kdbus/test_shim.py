@@ -50,7 +50,7 @@ def run(what: str, root: Path, environment: dict[str, str], **more: str) -> None
     [
         "payloads", "frees", "negotiation",
         "fds", "fds_in_an_answer", "no_room_for_fds", "memfds",
-        "poll", "forks", "executes", "threads", "signals",
+        "poll", "closes", "forks", "executes", "threads", "signals",
         "faults", "maps", "leaves_nothing", "survives", "modest", "bystander",
     ],
 )  # fmt: skip
