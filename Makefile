@@ -10,7 +10,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 BIN := $(VENV)/bin
 PIP := pip --quiet --disable-pip-version-check
 TOOLS := build/tools
-SOURCES := pyproject.toml LICENSE README.md $(shell find broker compat bench kdbus testing -type f ! -path '*/__pycache__*')
+SOURCES := pyproject.toml LICENSE README.md $(shell find broker client compat bench kdbus testing -type f ! -path '*/__pycache__*')
 
 # What is missing for compiling, as Debian's packages; empty if nothing is. Looked up once, if at all.
 CC_MISSING = $(eval CC_MISSING := $(if $(PYTHON),$(shell $(PYTHON) -c 'import os, shutil, sysconfig; \
@@ -78,6 +78,7 @@ type: $(TOOLS)/.filled names
 names:
 	@mkdir -p build/names/jitney
 	@ln -sfn ../../../broker build/names/jitney/broker
+	@ln -sfn ../../../client build/names/jitney/client
 	@ln -sfn ../../../compat build/names/jitney/compat
 	@ln -sfn ../../../bench build/names/jitney/bench
 	@ln -sfn ../../../testing build/names/jitney/testing

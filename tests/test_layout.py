@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = ("bench", "broker", "compat", "kdbus", "testing")
+ROOMS = ("bench", "broker", "client", "compat", "kdbus", "testing")
 # The load of a benchmark is compiled or not there.
-RUNS_PLAIN = ("broker", "compat", "kdbus")
+RUNS_PLAIN = ("broker", "client", "compat", "kdbus")
 JITNEY_COMPILED = importlib.import_module("jitney.broker.mem").COMPILED
 MAX_LINES = 600
 
@@ -74,6 +74,16 @@ def test_core_knows_no_compat() -> None:
     for path in sources("broker", suffixes=(".py", ".pyx", ".pxd")):
         for name in imported(path):
             assert not name.startswith(("jitney.compat", "jitney.kdbus", "..")), (
+                f"{short(path)} imports {name}"
+            )
+
+
+def test_client_knows_no_bus() -> None:
+    tables = {"jitney.broker.kdbus", "jitney.kdbus", "jitney.kdbus.uapi"}
+    for path in sources("client"):
+        for name in imported(path):
+            root = name.partition(".")[0]
+            assert name.startswith(".") or root in sys.stdlib_module_names or name in tables, (
                 f"{short(path)} imports {name}"
             )
 
