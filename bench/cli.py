@@ -34,11 +34,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     base.add_argument("file")
     base.add_argument("baseline")
     commands.add_parser("list", help="brokers and scenarios")
+    kdbus = commands.add_parser("kdbus", help="calls over kdbus's interfaces and our classic bus")
+    kdbus.add_argument("words", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or (words[0] not in commands.choices and words[0] not in ("-h", "--help")):
         words.insert(0, "run")
     if words[0] == "compare":
         return compare.main(words[1:])
+    if words[0] == "kdbus":
+        from . import kdbus as over_kdbus
+
+        return over_kdbus.main(words[1:])
     options = parser.parse_args(words)
     if options.command == "list":
         return _list()

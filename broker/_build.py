@@ -26,7 +26,7 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import BaseError, CompileError, LinkError
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = ("broker", "compat", "bench")
+ROOMS = ("broker", "compat", "bench", "kdbus")
 SKIP = os.environ.get("SKIP_CYTHON") == "1"
 REQUIRE = os.environ.get("REQUIRE_CYTHON") == "1"
 FLAGS = ["-O3", "-g0"]

@@ -210,7 +210,7 @@ class Connection:
     def close(self) -> None:
         """Its handle is gone, and nobody can look into the pool any more."""
         self.disconnect()
-        self.pool.memory.close()
+        self.pool.close()
 
     def need_active(self) -> None:
         if not self.active:

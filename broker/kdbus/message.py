@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from . import constants as c
+from .area import Area
 from .errors import KdbusError
 from .metadata import item
 from .validity import is_name
@@ -32,7 +33,7 @@ class Message:
 
     __slots__ = (
         "bloom", "caller", "cookie", "dst_id", "dst_name", "fds", "flags", "kind", "memfds", "meta",
-        "name", "new_id", "number", "old_id", "parts", "payload_type", "priority", "source",
+        "name", "new_id", "number", "old_id", "parts", "payload_type", "plain", "priority", "source",
         "src_id", "stamp", "timeout",
     )  # fmt: skip
 
@@ -49,6 +50,8 @@ class Message:
         self.parts: list[tuple[Any, ...]] = []
         self.fds: Sequence[Any] = ()
         self.memfds = 0
+        # Nothing in it but items as they are and payload to copy.
+        self.plain = True
         self.source: Any = None
         # Who sent it, as far as a receiver may be told; filled in as the bus takes it.
         self.caller: Any = None
@@ -71,13 +74,16 @@ class Message:
 
     def add_zeros(self, size: int) -> None:
         """That many zeros, which nobody has to copy."""
+        self.plain = False
         self.parts.append((ZEROS, size))
 
     def add_memfd(self, handle: Any, start: int, size: int) -> None:
+        self.plain = False
         self.parts.append((MEMFD, handle, start, size))
         self.memfds += 1
 
     def add_fds(self, handles: Sequence[Any]) -> None:
+        self.plain = False
         self.parts.append((FDS, len(handles)))
         self.fds = handles
 
@@ -104,6 +110,57 @@ class Message:
         self.parts = kept
 
     # In a pool
+
+    def measure(self, meta: list[bytes]) -> int:
+        """The size of what `write()` writes; of a `plain` message."""
+        size = 64
+        for part in self.parts:
+            if part[0] == 0:
+                data = part[1]
+                size += len(data)
+            else:
+                size += 32 + len(part[1])
+        for data in meta:
+            size += len(data)
+        return (size + 7) & ~7
+
+    def write(self, area: Area, at: int, meta: list[bytes]) -> None:
+        """Writes a `plain` message into a pool; see `image()`, which does it for all others."""
+        size = 64
+        for part in self.parts:
+            if part[0] == 0:
+                data = part[1]
+                size += len(data)
+            else:
+                size += 32
+        for data in meta:
+            size += len(data)
+        at_item = at + 64
+        end = at + size
+        for part in self.parts:
+            if part[0] == 0:
+                data = part[1]
+                at_item += area.put(at_item, data)
+                continue
+            payload = end
+            n = area.put(payload, part[1])
+            end += n
+            area.put64(at_item, 32)
+            area.put64(at_item + 8, 3)
+            area.put64(at_item + 16, n)
+            area.put64(at_item + 24, payload - at)
+            at_item += 32
+        for data in meta:
+            at_item += area.put(at_item, data)
+        area.put64(at, size)
+        area.put64(at + 8, self.flags)
+        area.put64(at + 16, self.priority & 0xFFFF_FFFF_FFFF_FFFF)
+        area.put64(at + 24, self.dst_id)
+        area.put64(at + 32, self.src_id)
+        area.put64(at + 40, self.payload_type)
+        area.put64(at + 48, self.cookie)
+        area.put64(at + 56, self.timeout)
+        area.zero(end, -(end - at) & 7)
 
     def image(self, meta: list[bytes], inline: bool) -> tuple[int, list[Any], list[int]]:
         """(size, bytes to write, where descriptor numbers go) for one receiver.

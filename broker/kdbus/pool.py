@@ -13,6 +13,7 @@ from bisect import bisect_left, insort
 from collections.abc import Iterable
 from typing import Any
 
+from .area import Area
 from .constants import align8
 from .errors import KdbusError
 
@@ -44,6 +45,10 @@ class PlainMemory:
     def read(self, offset: int, size: int) -> bytes:
         return bytes(self.bytes[offset : offset + size])
 
+    def whole(self) -> Any:
+        """What can be written to directly; None where that is not so."""
+        return self.bytes
+
     def close(self) -> None:
         self.bytes = bytearray()
 
@@ -72,12 +77,28 @@ class Pool:
     def __init__(self, size: int, memory: Any) -> None:
         self.size = size
         self.memory = memory
+        self.area: Area | None = None
         self.accounted = 0
         first = Slice(0, size)
         self.busy: dict[int, Slice] = {}
         self.unused: dict[int, Slice] = {0: first}
         # Free slices by size: the smallest that is large enough is taken.
         self.by_size: list[tuple[int, int]] = [(size, 0)]
+
+    def writable(self) -> Area | None:
+        """The memory itself, if it can be had; until `close()`."""
+        if self.area is None:
+            whole = self.memory.whole()
+            if whole is not None:
+                self.area = Area(whole)
+        return self.area
+
+    def close(self) -> None:
+        """Nobody looks into it any more."""
+        if self.area is not None:
+            self.area.release()
+            self.area = None
+        self.memory.close()
 
     def alloc(self, size: int, accounted: bool) -> Slice:
         """A slice held by the bus; EXFULL where none is large enough."""
@@ -90,9 +111,10 @@ class Pool:
         if found.size > size:
             rest = Slice(offset + size, found.size - size)
             rest.previous = found
-            rest.following = found.following
-            if rest.following is not None:
-                rest.following.previous = rest
+            following = found.following
+            rest.following = following
+            if following is not None:
+                following.previous = rest
             found.following = rest
             found.size = size
             self.put_free(rest)
@@ -149,16 +171,18 @@ class Pool:
         if after is not None and after.free:
             self.take_free(after)
             part.size += after.size
-            part.following = after.following
-            if part.following is not None:
-                part.following.previous = part
+            following = after.following
+            part.following = following
+            if following is not None:
+                following.previous = part
         before = part.previous
         if before is not None and before.free:
             self.take_free(before)
             before.size += part.size
-            before.following = part.following
-            if before.following is not None:
-                before.following.previous = before
+            following = part.following
+            before.following = following
+            if following is not None:
+                following.previous = before
             part = before
         self.put_free(part)
 

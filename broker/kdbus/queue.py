@@ -35,12 +35,17 @@ class Entry:
         self.n_fds = 0
 
 
+def by_urgency(entries: dict[int, Entry]) -> list[tuple[int, int, Entry]]:
+    return sorted((entry.priority, number, entry) for number, entry in entries.items())
+
+
 class Queue:
     """First come, first served, with a view by priority."""
 
     def __init__(self) -> None:
         self.entries: dict[int, Entry] = {}
-        self.urgent: list[tuple[int, int, Entry]] = []
+        # Made when somebody first asks by priority.
+        self.urgent: list[tuple[int, int, Entry]] | None = None
         self.last = 0
 
     def __len__(self) -> int:
@@ -49,15 +54,18 @@ class Queue:
     def add(self, entry: Entry) -> None:
         self.last += 1
         self.entries[self.last] = entry
-        heappush(self.urgent, (entry.priority, self.last, entry))
+        if self.urgent is not None:
+            heappush(self.urgent, (entry.priority, self.last, entry))
 
     def first(self, priority: int | None) -> tuple[int, Entry] | None:
         """(its number, the entry); with a priority only one that is at least that urgent."""
         if not self.entries:
             return None
         if priority is None:
-            number = next(iter(self.entries))
-            return number, self.entries[number]
+            for number in self.entries:
+                return number, self.entries[number]
+        if self.urgent is None:
+            self.urgent = by_urgency(self.entries)
         while self.urgent[0][1] not in self.entries:
             heappop(self.urgent)
         level, number, entry = self.urgent[0]
@@ -65,8 +73,10 @@ class Queue:
 
     def remove(self, number: int) -> Entry:
         entry = self.entries.pop(number)
+        if self.urgent is None:
+            return entry
         if not self.entries:
             self.urgent.clear()
         elif len(self.urgent) > 2 * len(self.entries) + 64:
-            self.urgent = sorted((e.priority, n, e) for n, e in self.entries.items())
+            self.urgent = by_urgency(self.entries)
         return entry

@@ -51,6 +51,10 @@ class Reply:
             self.caller.requests -= 1
 
 
+def still_linked(deadlines: list[tuple[int, int, Reply]]) -> list[tuple[int, int, Reply]]:
+    return sorted(entry for entry in deadlines if entry[2].linked)
+
+
 class Replies:
     """All awaited replies of a bus."""
 
@@ -62,12 +66,16 @@ class Replies:
     def link(self, reply: Reply) -> None:
         reply.linked = True
         self.n_linked += 1
-        reply.caller.awaited.setdefault(reply.cookie, []).append(reply)
+        found = reply.caller.awaited.get(reply.cookie)
+        if found is None:
+            reply.caller.awaited[reply.cookie] = [reply]
+        else:
+            found.append(reply)
         reply.callee.owed[reply] = None
         self.last += 1
         heappush(self.deadlines, (reply.deadline, self.last, reply))
         if len(self.deadlines) > 4 * self.n_linked + 64:
-            self.deadlines = sorted(entry for entry in self.deadlines if entry[2].linked)
+            self.deadlines = still_linked(self.deadlines)
 
     def unlink(self, reply: Reply) -> None:
         if not reply.linked:
@@ -75,9 +83,9 @@ class Replies:
         reply.linked = False
         self.n_linked -= 1
         waiting = reply.caller.awaited
-        left = [other for other in waiting[reply.cookie] if other is not reply]
-        if left:
-            waiting[reply.cookie] = left
+        left = waiting[reply.cookie]
+        if len(left) > 1:
+            left.remove(reply)
         else:
             del waiting[reply.cookie]
         reply.callee.owed.pop(reply, None)
@@ -85,7 +93,11 @@ class Replies:
 
     def find(self, callee: Any, caller: Any, cookie: int) -> Reply | None:
         """The latest call with this cookie that `callee` is to answer."""
-        for reply in reversed(caller.awaited.get(cookie, ())):
+        calls = caller.awaited.get(cookie)
+        if calls is None:
+            return None
+        for i in range(len(calls) - 1, -1, -1):
+            reply = calls[i]
             if reply.callee is callee:
                 return reply
         return None

@@ -22,6 +22,13 @@ from .reply import Reply
 
 Done = Callable[[int, Any], None]
 
+_BROADCAST = c.DST_BROADCAST
+_EXPECT_REPLY, _SIGNAL = c.EXPECT_REPLY, c.SIGNAL
+_ACCEPT_FD = c.HELLO_ACCEPT_FD
+_PROCESS = metadata.PROCESS
+# Of those who ask for nothing, and of messages without descriptors: shared, never changed.
+_NOTHING: list[Any] = []
+
 
 class Routing:
     """What `bus.Bus` does with messages; its attributes are the bus's."""
@@ -45,9 +52,9 @@ class Routing:
         message.src_id = source.id
         message.caller = caller
         try:
-            if message.dst_id == c.DST_BROADCAST:
+            if message.dst_id == _BROADCAST:
                 self.broadcast(message)
-            elif message.flags & c.EXPECT_REPLY:
+            elif message.flags & _EXPECT_REPLY:
                 return self.call(source, message, caller, done)
             elif message.timeout == 0:
                 self.unicast(source, message, caller)
@@ -204,8 +211,9 @@ class Routing:
                 self.offer(notice, conn)
 
     def eavesdrop(self, message: Message) -> None:
-        for conn in self.monitors.values():
-            self.offer(message, conn)
+        if self.monitors:
+            for conn in self.monitors.values():
+                self.offer(message, conn)
 
     def offer(self, message: Message, conn: Any) -> None:
         try:
@@ -234,10 +242,23 @@ class Routing:
         """Puts the message into the pool, at the sending user's expense."""
         if not conn.active:
             raise KdbusError(errno.ECONNRESET)
-        if message.fds and not conn.flags & c.HELLO_ACCEPT_FD and not conn.monitor:
+        if message.fds and not conn.flags & _ACCEPT_FD and not conn.monitor:
             raise KdbusError(errno.ECOMM)
         source = message.source
         user = source.user if source is not None else self.core.accounts.bus
+        if message.plain:
+            area = conn.pool.writable()
+            if area is not None:
+                meta = self.meta(message, conn)
+                size = message.measure(meta)
+                conn.charge(user, size, 0)
+                try:
+                    part = conn.pool.alloc(size, True)
+                except KdbusError:
+                    conn.discharge(user, size, 0)
+                    raise
+                message.write(area, part.offset, meta)
+                return Entry(part, message.priority, user, (), _NOTHING)
         size, parts, patches = message.image(self.meta(message, conn), not conn.installs)
         fds = message.fds
         conn.charge(user, size, len(fds))
@@ -248,7 +269,7 @@ class Routing:
             raise
         conn.pool.memory.write(part.offset, parts)
         if message.memfds and conn.installs:
-            fds = [*fds, *(p[1] for p in message.parts if p[0] == 3)]
+            fds = [*fds, *[p[1] for p in message.parts if p[0] == 3]]
         entry = Entry(part, message.priority, user, fds, patches)
         entry.n_fds = len(message.fds)
         for handle in fds:
@@ -259,6 +280,8 @@ class Routing:
         """Items of metadata, as this receiver asked for them."""
         source = message.source
         asked = conn.recv_flags
+        if not asked and source is not None:
+            return _NOTHING
         if source is None:
             asked = c.ATTACH_TIMESTAMP
             mask = asked

@@ -1,0 +1,37 @@
+# cython: language_level=3
+cimport cython
+from libc.stdint cimport int64_t, uint64_t
+
+from .area cimport Area
+
+cdef class Message:
+    cdef public uint64_t flags
+    cdef public int64_t priority
+    cdef public uint64_t dst_id
+    cdef public uint64_t src_id
+    cdef public uint64_t payload_type
+    cdef public uint64_t cookie
+    cdef public uint64_t timeout
+    cdef public bytes dst_name
+    cdef public tuple bloom
+    cdef public list parts
+    cdef public object fds
+    cdef public Py_ssize_t memfds
+    cdef public bint plain
+    cdef public object source
+    cdef public object caller
+    cdef public uint64_t number
+    cdef public bytes stamp
+    cdef public dict meta
+    cdef public uint64_t kind
+    cdef public bytes name
+    cdef public uint64_t old_id
+    cdef public uint64_t new_id
+
+    cpdef add_raw(self, uint64_t kind, bytes data)
+    cpdef add_data(self, object data)
+    @cython.locals(part=tuple, size=Py_ssize_t, data=bytes)
+    cdef Py_ssize_t measure(self, list meta) except -1
+    @cython.locals(part=tuple, size=Py_ssize_t, end=Py_ssize_t, n=Py_ssize_t, at_item=Py_ssize_t,
+                   payload=Py_ssize_t, data=bytes)
+    cdef write(self, Area area, Py_ssize_t at, list meta)

@@ -1,0 +1,27 @@
+# cython: language_level=3
+cimport cython
+from libc.stdint cimport int64_t, uint64_t
+
+from .pool cimport Slice
+
+cdef class Entry:
+    cdef public Slice slice
+    cdef public Py_ssize_t size
+    cdef public int64_t priority
+    cdef public object user
+    cdef public object fds
+    cdef public list patches
+    cdef public object reply
+    cdef public object name
+    cdef public object kept
+    cdef public Py_ssize_t n_fds
+
+cdef class Queue:
+    cdef public dict entries
+    cdef public list urgent
+    cdef readonly uint64_t last
+
+    cpdef add(self, Entry entry)
+    @cython.locals(number=uint64_t, entry=Entry)
+    cpdef tuple first(self, object priority)
+    cpdef Entry remove(self, uint64_t number)
