@@ -1,8 +1,8 @@
 """One side of the calls that `jitney.bench kdbus` measures, as a process of its own.
 
 Invariant: set-up is Python, each call is compiled (`rpc`). Both print how they are called. A
-service then answers whatever comes (a classic one reads first who will call); a caller reads "SIZE COUNT"
-lines and answers each with the latencies in nanoseconds. Both end when their input or their
+service then answers whatever comes (a classic one reads first who will call); a caller reads lines
+"SIZE COUNT" and answers each with the latencies in nanoseconds. Both end when their input or their
 connection does.
 """
 

@@ -75,7 +75,9 @@ class Link:
         self.sock = sock
         self.fed = fed
         self.over = over
-        self.tid = threading.get_native_id()
+        # Told only where it is not the process's first one, which the bus takes it for.
+        tid = threading.get_native_id()
+        self.tid = tid if tid != os.getpid() else 0
         self.pool: Pool | None = None
         self.credit_due = 0
         self.pending: dict[int, Callback] = {}

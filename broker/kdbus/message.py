@@ -33,8 +33,8 @@ class Message:
 
     __slots__ = (
         "bloom", "caller", "cookie", "dst_id", "dst_name", "fds", "flags", "kind", "memfds", "meta",
-        "name", "new_id", "number", "old_id", "parts", "payload_type", "plain", "priority", "source",
-        "src_id", "stamp", "timeout",
+        "name", "new_id", "number", "old_id", "parts", "payload_type", "plain", "priority",
+        "source", "src_id", "stamp", "timeout",
     )  # fmt: skip
 
     def __init__(self, dst_id: int, flags: int, cookie: int = 0, timeout: int = 0) -> None:

@@ -88,7 +88,7 @@ class Pool:
     def writable(self) -> Area | None:
         """The memory itself, if it can be had; until `close()`."""
         if self.area is None:
-            whole = self.memory.whole()
+            whole = getattr(self.memory, "whole", lambda: None)()
             if whole is not None:
                 self.area = Area(whole)
         return self.area

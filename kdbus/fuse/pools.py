@@ -58,6 +58,10 @@ class Backing:
         assert self.map is not None
         return self.map[offset : offset + size]
 
+    def whole(self) -> Any:
+        """What can be written to directly."""
+        return self.map
+
     def publish(self, offset: int, size: int) -> None:
         """Nothing to do: it is there."""
 
@@ -99,6 +103,10 @@ class Store:
     def read(self, offset: int, size: int) -> bytes:
         data = self.map
         return data[offset : offset + size] if data is not None else b""
+
+    def whole(self) -> Any:
+        """What can be written to directly."""
+        return self.map
 
     def publish(self, offset: int, size: int) -> None:
         """Puts a slice before the client's eyes. Blocks while the client has one of its pages

@@ -61,6 +61,10 @@ class MappedPool:
     def read(self, offset: int, size: int) -> bytes:
         return self.map[offset : offset + size]
 
+    def whole(self) -> Any:
+        """What can be written to directly."""
+        return self.map
+
     def close(self) -> None:
         if self.fd >= 0:
             self.map.close()
