@@ -111,7 +111,9 @@ async def test_a_part_of_a_memfd(conn: Opener) -> None:
     whole.close()
 
 
-async def test_the_outbox_may_be_full(conn: Opener) -> None:
+async def test_the_outbox_may_be_full(conn: Opener, stream: bool) -> None:
+    if stream:
+        pytest.skip("of several frames in one read, the bus gives descriptors to the first")
     a, b = await conn(outbox_size=256 * 1024), await conn(pool_size=32 << 20)
     data = [os.urandom(100_000) for _ in range(6)]
     await asyncio.gather(*(a.send(b.id, chunk) for chunk in data))
