@@ -26,6 +26,7 @@ from ..deadlines import Deadlines
 from ..jobs import Jobs
 from ..request import Request
 from . import frames as f
+from . import quick
 from .caller import SocketCreds, connected
 from .lines import PATIENCE, CommandLines, Paused, Stalled
 from .peer import Opened, Peer
@@ -64,7 +65,8 @@ class Front(Server, Reading):
         self.settling: list[tuple[Peer, int, int]] = []
         # In a round of ours, with the lock: what comes up is told at the end of a turn.
         self.serving = False
-        self.view = memoryview(bytearray(f.FRAME_MAX))
+        self.buffer = bytearray(f.FRAME_MAX)
+        self.view = memoryview(self.buffer)
         self.lines = CommandLines(self.jobs.later, self.call)
         self.turn = self.drain_stream if stream else self.drain
 
@@ -394,24 +396,10 @@ class Front(Server, Reading):
             if not first.owed:
                 self.end(first)
         elif handle.fed:
-            self.feed(handle, first)
+            quick.feed(self, handle, first)
         elif conn.readable and not handle.told:
             handle.told = True
             first.send(f.WAKE_FRAME)
-
-    def feed(self, handle: Opened, first: Peer) -> None:
-        conn = handle.conn
-        assert conn is not None
-        while handle.credit > 0 and not first.owed and len(conn.queue):
-            received, lost = conn.recv(0, 0)
-            assert received is not None
-            handle.credit -= 1
-            flags = received.return_flags
-            handles = self.install(handle, received) if received.fds else ()
-            data = f.message(received.offset, received.size, flags, lost, len(handles))
-            if not first.send(data, handles):
-                self.uninstall(handle, received)
-                first.send(f.message(received.offset, received.size, flags | 1, lost, 0))
 
     def end(self, peer: Peer) -> None:
         """A connection is over, and its first socket has got all that it was owed."""

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from . import frames as f
+from . import quick
 from .peer import Peer
 from .purse import Purse
 
@@ -30,6 +31,7 @@ _TRUNC, _CTRUNC = int(socket.MSG_TRUNC), int(socket.MSG_CTRUNC)
 class Reading:
     """What `front.Front` does to read; its attributes are the front's."""
 
+    buffer: bytearray
     view: memoryview
     strangers: Purse
 
@@ -66,7 +68,9 @@ class Reading:
                 self.close_fds(fds, peer)
                 self.lose(peer)
                 return
-            self.serve(peer, view[:n], fds, said, bool(flags & _CTRUNC))
+            lost = bool(flags & _CTRUNC)
+            if fds or lost or not quick.send(self, peer, self.buffer, n, said):
+                self.serve(peer, view[:n], fds, said, lost)
 
     def drain_stream(self, peer: Peer) -> None:
         """The same where frames have no ends of their own."""

@@ -1,0 +1,36 @@
+# cython: language_level=3
+cimport cython
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+
+from jitney.broker.kdbus.bus cimport Bus
+from jitney.broker.kdbus.connection cimport Connection, Received
+from jitney.broker.kdbus.loads cimport get32, get64, set32, set64
+from jitney.broker.kdbus.message cimport Message
+from jitney.broker.kdbus.queue cimport Entry
+
+cdef uint64_t _SEND, _ANSWER, _FED, _PROCESS, _CREDIT_MAX, _VEC_MAX, _OUTBOX, _ANYBODY
+cdef tuple _NO_FDS
+
+cdef class QuickCall:
+    cdef public object server
+    cdef public object peer
+    cdef public uint32_t serial
+    cdef public uint32_t flags
+    cdef public bytearray command
+    cdef public object pending
+    cdef public bint over
+
+@cython.locals(came=Received)
+cpdef answer(object server, object peer, uint32_t serial, uint32_t flags, uint32_t number, bytearray command, Received received)
+@cython.locals(flags=uint32_t, serial=uint32_t, frees=uint32_t, credit=uint32_t, first=Py_ssize_t,
+               at=Py_ssize_t, conn=Connection, bus=Bus, message=Message, sync=bint, error=int,
+               command=bytearray, call=QuickCall)
+cpdef bint send(object server, object peer, bytearray buffer, Py_ssize_t n, object said) except -1
+cdef bytes bare(uint32_t serial, uint32_t error)
+@cython.locals(at=uint64_t, size=uint64_t, flags=uint64_t, dst=uint64_t, source=uint64_t,
+               timeout=uint64_t, priority=uint64_t, message=Message, total=uint64_t, end=uint64_t,
+               item=uint64_t, length=uint64_t, kind=uint64_t, room=uint64_t, where=uint64_t,
+               name=bytes)
+cdef Message read(Bus bus, Connection conn, object memory, object view, bytearray buffer, Py_ssize_t n, Py_ssize_t first, bint sync)
+@cython.locals(conn=Connection, received=Received, data=bytearray)
+cpdef feed(object server, object handle, object first)

@@ -1,0 +1,292 @@
+"""Quick: the SENDs that most SENDs are, without the detour over commands and requests.
+
+Invariant: what is done here is what `serve` would do, answers included. A frame is taken only if
+nothing about it is special, and before anything is done for it; all others are left to `serve`:
+those with descriptors, signals, unusual items, anything that might be refused for its form, senders
+that somebody asks metadata of, and buses with monitors.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+import traceback
+from typing import Any
+
+try:
+    import cython
+except ImportError:
+    from jitney.broker._cython import cython
+
+from jitney.broker.kdbus.connection import Connection
+from jitney.broker.kdbus.errors import KdbusError
+from jitney.broker.kdbus.message import Message
+from jitney.broker.kdbus.metadata import PROCESS
+
+if not cython.compiled:
+    from jitney.broker.kdbus.loads import get32, get64, set32, set64
+
+_SEND = 0x90
+_ANSWER = 0x90 + 0x8000
+_FED = 0x8201
+_PROCESS = PROCESS
+_CREDIT_MAX = 1024
+_VEC_MAX = 2 * 1024 * 1024
+_OUTBOX = 1 << 63
+_ANYBODY = (1 << 64) - 1
+_NO_FDS = ()
+
+
+class QuickCall:
+    """A synchronous SEND that waits; in `peer.calls` it is what a Request is for others."""
+
+    cancel_fd = None
+
+    def __init__(self, server: Any, peer: Any, serial: int, flags: int, command: bytearray) -> None:
+        self.server = server
+        self.peer = peer
+        self.serial = serial
+        self.flags = flags
+        self.command = command
+        self.pending: Any = None
+        self.over = False
+
+    @property
+    def call(self) -> QuickCall:
+        return self
+
+    def __call__(self, number: int, received: Any) -> None:
+        """The core is done with it; with the lock held, on whatever thread that is."""
+        if self.over:
+            return
+        self.over = True
+        if self.server.here():
+            self.end(number, received)
+        else:
+            self.server.call(self.end, number, received)
+
+    def end(self, number: int, received: Any) -> None:
+        self.peer.calls.pop(self.serial, None)
+        answer(self.server, self.peer, self.serial, self.flags, number, self.command, received)
+
+
+def answer(
+    server: Any,
+    peer: Any,
+    serial: int,
+    flags: int,
+    number: int,
+    command: bytearray,
+    received: Any,
+) -> None:
+    """Answers a SEND. `command`: 24 bytes of room, and the command's struct."""
+    fds = received.fds if received is not None else _NO_FDS
+    if flags and not number:
+        if fds:
+            peer.let_go([handle for handle, _ in fds])
+        return
+    if received is not None:
+        set64(command, 56, received.offset)
+        set64(command, 64, received.size)
+        set64(command, 72, received.return_flags)
+    handles = server.install(peer.handle, received) if fds else _NO_FDS
+    set32(command, 0, 80)
+    set32(command, 4, _ANSWER)
+    set32(command, 8, serial)
+    set32(command, 12, number)
+    set32(command, 16, len(handles))
+    set32(command, 20, 0)
+    data = bytes(command)
+    if not peer.send(data, handles):
+        # The kernel does not let us pass them on.
+        server.uninstall(peer.handle, received)
+        set32(command, 16, 0)
+        set64(command, 72, 1)
+        peer.send(bytes(command))
+
+
+def send(server: Any, peer: Any, buffer: bytearray, n: int, said: Any) -> bool:
+    """Whether it was a SEND for us, and is done; without descriptors. `buffer[:n]` is the frame."""
+    if n < 144 or get32(buffer, 4) & 0xFFFF != _SEND:
+        return False
+    flags = get32(buffer, 4) >> 16
+    serial = get32(buffer, 8)
+    frees = get32(buffer, 12)
+    credit = get32(buffer, 16)
+    caller = peer.caller
+    handle = peer.handle
+    conn = handle.conn
+    if (
+        conn is None or caller is None or flags > 1 or not serial or frees > 1024
+        or get32(buffer, 20) or said != peer.said or caller.claimed or not caller.pid
+    ):  # fmt: skip
+        return False
+    bus = conn.bus
+    first = 24 + 8 * frees
+    if (
+        not conn.active or not conn.ordinary or handle.first is None or bus.monitors
+        or bus.wanted & _PROCESS or serial in peer.calls or first + 120 > n
+        or get64(buffer, first) != 56 or get64(buffer, first + 8) > 1 or get64(buffer, first + 16)
+        or (frees and handle.numbers)
+    ):  # fmt: skip
+        return False
+    sync = get64(buffer, first + 8) == 1
+    if flags and sync:
+        return False
+    message = read(bus, conn, peer.memory, server.view, buffer, n, first, sync)
+    if message is None:
+        return False
+    peer.used = True
+    error = 0
+    command = bytearray(24)
+    command += buffer[first : first + 56]
+    call = None
+    try:
+        for at in range(24, first, 8):
+            try:
+                conn.free(get64(buffer, at))
+            except KdbusError:
+                error = errno.ENXIO
+        if error:
+            # As for all commands: what was not done at all has no more of an answer.
+            peer.send(bare(serial, error))
+            return True
+        if credit and handle.fed:
+            handle.credit = min(handle.credit + credit, _CREDIT_MAX)
+            server.note(handle)
+        if not sync:
+            bus.send(conn, message, caller, None)
+            set64(command, 56, conn.pool.size)
+            set64(command, 64, 0)
+            set64(command, 72, 0)
+        else:
+            call = QuickCall(server, peer, serial, flags, command)
+            # Where the answer is there at once, it takes the call out again.
+            peer.calls[serial] = call
+            call.pending = bus.send(conn, message, caller, call)
+            return True
+    except KdbusError as refused:
+        error = refused.errno
+    except OSError as failed:
+        error = failed.errno or errno.EIO
+    except Exception:
+        traceback.print_exc(file=sys.stderr)
+        error = errno.EIO
+    if call is not None:
+        if call.over:
+            return True
+        call.over = True
+        peer.calls.pop(serial, None)
+    answer(server, peer, serial, flags, error, command, None)
+    return True
+
+
+def bare(serial: int, error: int) -> bytes:
+    head = bytearray(24)
+    set32(head, 0, 24)
+    set32(head, 4, _ANSWER)
+    set32(head, 8, serial)
+    set32(head, 12, error)
+    return bytes(head)
+
+
+def read(
+    bus: Any,
+    conn: Connection,
+    memory: Any,
+    view: memoryview,
+    buffer: bytearray,
+    n: int,
+    first: int,
+    sync: bool,
+) -> Message | None:
+    """The message of a SEND, if there is nothing special about it."""
+    at = get64(buffer, first + 24)
+    if at & 7 or at < first + 56 or at > n - 64:
+        return None
+    size = get64(buffer, at)
+    flags = get64(buffer, at + 8)
+    dst = get64(buffer, at + 24)
+    source = get64(buffer, at + 32)
+    timeout = get64(buffer, at + 56)
+    if (
+        size < 64 or size > n - at or flags > 3 or dst == _ANYBODY
+        or (source and source != conn.id) or not get64(buffer, at + 40)
+    ):  # fmt: skip
+        return None
+    if flags & 1:
+        if not timeout:
+            return None
+    elif sync:
+        return None
+    message = Message(dst, flags, get64(buffer, at + 48), timeout)
+    message.payload_type = get64(buffer, at + 40)
+    priority = get64(buffer, at + 16)
+    message.priority = priority if priority < _OUTBOX else priority - _ANYBODY - 1
+    total = 0
+    end = at + size
+    item = at + 64
+    while item < end:
+        if end - item < 16:
+            return None
+        length = get64(buffer, item)
+        if length < 16 or length > end - item:
+            return None
+        kind = get64(buffer, item + 8)
+        if kind == 2:
+            if length != 32:
+                return None
+            room = get64(buffer, item + 16)
+            where = get64(buffer, item + 24)
+            if not room or room > _VEC_MAX or not where:
+                return None
+            total += room
+            if total > _VEC_MAX:
+                return None
+            if where >= _OUTBOX:
+                try:
+                    message.add_data(memory.lend(where - _OUTBOX, room))
+                except KdbusError:
+                    return None
+            else:
+                if where < first or room > n or where > n - room:
+                    return None
+                message.add_data(view[where : where + room])
+        elif kind == 10:
+            name = bytes(buffer[item + 16 : item + length - 1])
+            # What is in the registry is a name, so it needs no check.
+            if message.dst_name is not None or buffer[item + length - 1]:
+                return None
+            if bus.core.names.get(name) is None:
+                return None
+            message.add_name(name)
+        else:
+            return None
+        item += (length + 7) & ~7
+    if item != end and item != (end + 7) & ~7:
+        return None
+    if not dst and message.dst_name is None:
+        return None
+    return message
+
+
+def feed(server: Any, handle: Any, first: Any) -> None:
+    """Hands over what is queued, as far as the credit goes."""
+    conn = handle.conn
+    while handle.credit > 0 and not first.owed and len(conn.queue):
+        received, lost = conn.recv(0, 0)
+        handle.credit -= 1
+        handles = server.install(handle, received) if received.fds else _NO_FDS
+        data = bytearray(56)
+        set32(data, 0, 56)
+        set32(data, 4, _FED)
+        set32(data, 16, len(handles))
+        set64(data, 24, received.offset)
+        set64(data, 32, received.size)
+        set64(data, 40, received.return_flags)
+        set64(data, 48, lost)
+        if not first.send(bytes(data), handles):
+            server.uninstall(handle, received)
+            set32(data, 16, 0)
+            set64(data, 40, received.return_flags | 1)
+            first.send(bytes(data))
