@@ -11,6 +11,7 @@ import signal
 from collections.abc import Callable
 
 from jitney.broker.kdbus.domain import Domain
+from jitney.compat.loop import BusLoop
 
 from .front import Front
 
@@ -23,14 +24,15 @@ class Daemon:
         self.front = Front(Domain(), directory, stream)
 
     def run(self, ready: Callable[[], None]) -> int:
-        return asyncio.run(self.main(ready))
+        with asyncio.Runner(loop_factory=BusLoop) as runner:
+            return runner.run(self.main(ready))
 
     async def main(self, ready: Callable[[], None]) -> int:
         loop = asyncio.get_running_loop()
         over = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, over.set)
-        self.front.start(loop)
+        self.front.start(loop, waits=True)
         try:
             ready()
             await over.wait()

@@ -17,6 +17,7 @@ import socket
 import sys
 import threading
 import traceback
+from functools import partial
 from typing import Any
 
 from jitney.broker.kdbus.domain import Domain
@@ -26,16 +27,16 @@ from ..deadlines import Deadlines
 from ..jobs import Jobs
 from ..request import Request
 from . import frames as f
-from . import quick
+from . import quick, rounds
 from .caller import SocketCreds, connected
 from .lines import PATIENCE, CommandLines, Paused, Stalled
 from .peer import Opened, Peer
 from .purse import Purse
 from .reading import TURN, Reading
 from .serve import Server
+from .sysio import Reader
 from .tree import Node, Tree
 
-ROUND = 256
 ACCEPT_MAX = 64
 ACCEPT_REST = 0.1
 USER_SOCKETS_MAX = 4096
@@ -65,20 +66,27 @@ class Front(Server, Reading):
         self.settling: list[tuple[Peer, int, int]] = []
         # In a round of ours, with the lock: what comes up is told at the end of a turn.
         self.serving = False
-        self.buffer = bytearray(f.FRAME_MAX)
-        self.view = memoryview(self.buffer)
+        self.reader = Reader(bytearray(f.FRAME_MAX))
+        self.view = memoryview(self.reader.buffer)
         self.lines = CommandLines(self.jobs.later, self.call)
-        self.turn = self.drain_stream if stream else self.drain
+        self.turn = self.drain_stream if stream else partial(rounds.drain, self)
 
-    def start(self, loop: Any) -> None:
-        """Serves from now on; OSError if that cannot be."""
+    def start(self, loop: Any, waits: bool = False) -> None:
+        """Serves from now on; OSError if that cannot be. `waits`: it does a BusLoop's waiting."""
         self.loop = loop
         self.thread = threading.get_ident()
-        self.poll = select.epoll()
+        self.waits = waits
+        if waits:
+            waiter = rounds.Waiter(self)
+            self.poll = waiter.poll = select.epoll.fromfd(os.dup(loop.adopt(waiter)))
+        else:
+            self.poll = select.epoll()
         kind = socket.SOCK_STREAM if self.stream else socket.SOCK_SEQPACKET
         try:
             self.tree = Tree(self.directory, kind, self.opened, self.closed)
         except BaseException:
+            if waits:
+                loop.release()
             self.poll.close()
             raise
         domain = self.domain
@@ -92,11 +100,15 @@ class Front(Server, Reading):
             for endpoint in list(bus.endpoints.values()):
                 if endpoint.custom:
                     self.tree.made(bus, endpoint)
-        loop.add_reader(self.poll.fileno(), self.round)
+        if not waits:
+            loop.add_reader(self.poll.fileno(), self.round)
 
     def close(self) -> None:
         """Ends all clients, and takes the sockets away."""
-        self.loop.remove_reader(self.poll.fileno())
+        if self.waits:
+            self.loop.release()
+        else:
+            self.loop.remove_reader(self.poll.fileno())
         with self.domain.lock:
             for peer in list(self.peers.values()):
                 if isinstance(peer, Peer):
@@ -298,36 +310,20 @@ class Front(Server, Reading):
 
     def round(self) -> None:
         try:
-            settling = self.settling
-            if settling:
-                self.settling = []
-            ready = self.poll.poll(0, max(ROUND, len(self.peers)) if settling else ROUND)
-            peers = self.peers
-            with self.domain.lock:
-                self.serving = True
-                try:
-                    for fd, events in ready:
-                        peer = peers.get(fd)
-                        if type(peer) is Peer:
-                            if events & select.EPOLLOUT and peer.owed:
-                                self.pay(peer)
-                            else:
-                                self.turn(peer)
-                        elif type(peer) is Node:
-                            self.accept(peer)
-                        elif peer is not None:
-                            self.cancelled(fd, peer)
-                        if self.news or self.doomed:
-                            self.tell_all()
-                    for settled, serial, flags in settling:
-                        self.done(settled, f.SETTLE, serial, flags)
-                finally:
-                    self.serving = False
+            rounds.serve(self, 0)
             if self.settling:
                 self.loop.call_soon(self.round)
         except Exception:
             # What goes wrong here must not end the loop, which has others to serve.
             traceback.print_exc(file=sys.stderr)
+
+    def take_turn(self, fd: int, peer: Any) -> None:
+        if type(peer) is Peer:
+            self.turn(peer)
+        elif type(peer) is Node:
+            self.accept(peer)
+        else:
+            self.cancelled(fd, peer)
 
     def pay(self, peer: Peer) -> None:
         """It can be told more of what it is owed."""

@@ -6,7 +6,8 @@ from jitney.broker.kdbus.bus cimport Bus
 from jitney.broker.kdbus.connection cimport Connection, Received
 from jitney.broker.kdbus.loads cimport get32, get64, set32, set64
 from jitney.broker.kdbus.message cimport Message
-from jitney.broker.kdbus.queue cimport Entry
+
+from .sysio cimport send as socket_send
 
 cdef uint64_t _SEND, _ANSWER, _FED, _PROCESS, _CREDIT_MAX, _VEC_MAX, _OUTBOX, _ANYBODY
 cdef tuple _NO_FDS
@@ -20,8 +21,9 @@ cdef class QuickCall:
     cdef public object pending
     cdef public bint over
 
-@cython.locals(came=Received)
 cpdef answer(object server, object peer, uint32_t serial, uint32_t flags, uint32_t number, bytearray command, Received received)
+@cython.locals(sent=Py_ssize_t)
+cdef bint put(object peer, bytes data, object handles) except -1
 @cython.locals(flags=uint32_t, serial=uint32_t, frees=uint32_t, credit=uint32_t, first=Py_ssize_t,
                at=Py_ssize_t, conn=Connection, bus=Bus, message=Message, sync=bint, error=int,
                command=bytearray, call=QuickCall)

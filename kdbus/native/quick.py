@@ -26,6 +26,8 @@ from jitney.broker.kdbus.metadata import PROCESS
 if not cython.compiled:
     from jitney.broker.kdbus.loads import get32, get64, set32, set64
 
+    from .sysio import send as socket_send
+
 _SEND = 0x90
 _ANSWER = 0x90 + 0x8000
 _FED = 0x8201
@@ -97,12 +99,23 @@ def answer(
     set32(command, 16, len(handles))
     set32(command, 20, 0)
     data = bytes(command)
-    if not peer.send(data, handles):
+    if not put(peer, data, handles):
         # The kernel does not let us pass them on.
         server.uninstall(peer.handle, received)
         set32(command, 16, 0)
         set64(command, 72, 1)
         peer.send(bytes(command))
+
+
+def put(peer: Any, data: bytes, handles: Any) -> bool:
+    """Peer.send(), without a detour where the socket takes it at once."""
+    if not handles and not peer.owed and not peer.dead:
+        sent = socket_send(peer.sock, peer.fd, data)
+        if sent == len(data):
+            return True
+        if sent > 0:
+            return bool(peer.send(data[sent:]))
+    return bool(peer.send(data, handles))
 
 
 def send(server: Any, peer: Any, buffer: bytearray, n: int, said: Any) -> bool:
@@ -285,7 +298,7 @@ def feed(server: Any, handle: Any, first: Any) -> None:
         set64(data, 32, received.size)
         set64(data, 40, received.return_flags)
         set64(data, 48, lost)
-        if not first.send(bytes(data), handles):
+        if not put(first, bytes(data), handles):
             server.uninstall(handle, received)
             set32(data, 16, 0)
             set64(data, 40, received.return_flags | 1)

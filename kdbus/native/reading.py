@@ -12,12 +12,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from . import frames as f
-from . import quick
 from .peer import Peer
 from .purse import Purse
-
-TURN = 32
-"""So many frames of one socket are served before others have their turn."""
+from .rounds import TURN
 
 _ROOM = socket.CMSG_SPACE(4 * f.FDS_MAX) + socket.CMSG_SPACE(12)
 _RIGHTS = socket.SCM_RIGHTS
@@ -31,7 +28,6 @@ _TRUNC, _CTRUNC = int(socket.MSG_TRUNC), int(socket.MSG_CTRUNC)
 class Reading:
     """What `front.Front` does to read; its attributes are the front's."""
 
-    buffer: bytearray
     view: memoryview
     strangers: Purse
 
@@ -42,35 +38,6 @@ class Reading:
 
     def lose(self, peer: Peer) -> None:
         raise NotImplementedError
-
-    def drain(self, peer: Peer) -> None:
-        """Serves what there is to read."""
-        view = self.view
-        sock = peer.sock
-        for _ in range(TURN):
-            if peer.owed or peer.dead or peer.paused is not None:
-                return
-            try:
-                n, ancillary, flags, _ = sock.recvmsg_into((view,), _ROOM, _CLOEXEC)
-            except (BlockingIOError, InterruptedError):
-                return
-            except OSError:
-                self.lose(peer)
-                return
-            said: Any = None
-            fds: Sequence[int] = ()
-            for level, kind, data in ancillary:
-                if kind == _CREDENTIALS:
-                    said = data
-                elif kind == _RIGHTS and level == _SOL:
-                    fds = self.numbers(data)
-            if n < f.HEAD or flags & _TRUNC or n != int.from_bytes(view[:4], "little"):
-                self.close_fds(fds, peer)
-                self.lose(peer)
-                return
-            lost = bool(flags & _CTRUNC)
-            if fds or lost or not quick.send(self, peer, self.buffer, n, said):
-                self.serve(peer, view[:n], fds, said, lost)
 
     def drain_stream(self, peer: Peer) -> None:
         """The same where frames have no ends of their own."""

@@ -1,0 +1,112 @@
+"""Rounds: serving all sockets that are ready, one round after the other.
+
+Invariant: a round is begun and ended with the domain's lock, and each socket in it has one turn. On
+the loop of a daemon of its own (`BusLoop`) the sockets are in the loop's own epoll set: then rounds
+follow each other without the loop, until something else is ready, due, or has been asked of it.
+"""
+
+from __future__ import annotations
+
+import select
+import sys
+import time
+import traceback
+from typing import Any
+
+try:
+    import cython
+except ImportError:
+    from jitney.broker._cython import cython
+
+if not cython.compiled:
+    from jitney.broker.kdbus.loads import get32
+
+    from .quick import send as quick_send
+
+ROUND = 256
+TURN = 32
+"""So many frames of one socket are served before others have their turn."""
+
+_OUT = select.EPOLLOUT
+_HEAD = 24
+_TURN = TURN
+
+
+def drain(front: Any, peer: Any) -> None:
+    """Serves what there is to read of a socket that keeps frames apart."""
+    reader = front.reader
+    buffer = reader.buffer
+    for _ in range(_TURN):
+        if peer.owed or peer.dead or peer.paused is not None:
+            return
+        n = reader.receive(peer.sock, peer.fd)
+        if n == -1:
+            return
+        if n < _HEAD:
+            if n >= 0:
+                front.close_fds(reader.fds)
+            front.lose(peer)
+            return
+        fds = reader.fds
+        said = reader.said
+        lost = reader.lost
+        if reader.cut or n != get32(buffer, 0):
+            front.close_fds(fds)
+            front.lose(peer)
+            return
+        if fds or lost or not quick_send(front, peer, buffer, n, said):
+            front.serve(peer, front.view[:n], fds, said, lost)
+
+
+def serve(front: Any, ready: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """A round; what is ready that is none of ours."""
+    peers = front.peers
+    others: list[tuple[int, int]] = []
+    with front.domain.lock:
+        front.serving = True
+        try:
+            for fd, events in ready:
+                peer = peers.get(fd)
+                if peer is None:
+                    others.append((fd, events))
+                elif events & _OUT and peer.owed:
+                    front.pay(peer)
+                else:
+                    front.take_turn(fd, peer)
+                if front.news or front.doomed:
+                    front.tell_all()
+        finally:
+            front.serving = False
+    return others
+
+
+class Waiter:
+    """What `BusLoop` waits with; see there. `front` serves what is ready."""
+
+    def __init__(self, front: Any) -> None:
+        self.front = front
+        self.poll: Any = None
+        self.stirred = False
+
+    def wait(self, milliseconds: int) -> list[tuple[int, int]]:
+        """What else is ready, after at most so long (-1: for ever)."""
+        until = time.monotonic() + milliseconds / 1000 if milliseconds > 0 else 0.0
+        left = milliseconds / 1000 if milliseconds >= 0 else -1.0
+        self.stirred = False
+        while True:
+            try:
+                ready = self.poll.poll(left, ROUND)
+            except InterruptedError:
+                return []
+            try:
+                others = serve(self.front, ready)
+            except Exception:
+                # What goes wrong here must not end the loop, which has others to serve.
+                traceback.print_exc(file=sys.stderr)
+                return []
+            if others or not ready or self.stirred or not left:
+                return others
+            if until:
+                left = until - time.monotonic()
+                if left <= 0:
+                    return others

@@ -1,0 +1,121 @@
+# cython: language_level=3
+"""Sysio: reading and writing frames, without an object for each.
+
+Invariant: every descriptor that came is in `fds` after `receive()`, whatever else is wrong with the
+frame. `sysio.py` is the same in plain Python.
+"""
+
+from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from libc.errno cimport EAGAIN, EINTR, errno
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcmp, memcpy, memset
+
+cdef extern from "sys/uio.h":
+    cdef struct iovec:
+        void* iov_base
+        size_t iov_len
+
+cdef extern from "sys/socket.h":
+    cdef struct msghdr:
+        void* msg_name
+        unsigned int msg_namelen
+        iovec* msg_iov
+        size_t msg_iovlen
+        void* msg_control
+        size_t msg_controllen
+        int msg_flags
+    cdef struct cmsghdr:
+        size_t cmsg_len
+        int cmsg_level
+        int cmsg_type
+    ssize_t recvmsg(int fd, msghdr* msg, int flags) nogil
+    ssize_t c_send "send" (int fd, const void* buf, size_t n, int flags) nogil
+    cmsghdr* CMSG_FIRSTHDR(msghdr* msg) nogil
+    cmsghdr* CMSG_NXTHDR(msghdr* msg, cmsghdr* c) nogil
+    unsigned char* CMSG_DATA(cmsghdr* c) nogil
+    size_t CMSG_SPACE(size_t n) nogil
+    size_t CMSG_LEN(size_t n) nogil
+    int SOL_SOCKET, SCM_RIGHTS, MSG_DONTWAIT, MSG_NOSIGNAL, MSG_TRUNC, MSG_CTRUNC
+    int MSG_CMSG_CLOEXEC
+
+cdef extern from *:
+    """
+    #ifdef SCM_CREDENTIALS
+    #define JITNEY_CREDENTIALS SCM_CREDENTIALS
+    #else
+    #define JITNEY_CREDENTIALS -1
+    #endif
+    """
+    int JITNEY_CREDENTIALS
+
+cdef size_t ROOM = CMSG_SPACE(4 * 253) + CMSG_SPACE(12)
+
+
+cdef class Reader:
+    """`buffer` has the frame after `receive()`, `fds` and `said` what came with it. `cut`: it is
+    longer than the buffer; `lost`: there were more descriptors."""
+
+    def __cinit__(self, bytearray buffer):
+        self.buffer = buffer
+        self.fds = ()
+        self.said = None
+        self.control = <uint8_t*>malloc(ROOM)
+        if self.control is NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        free(self.control)
+
+    cpdef Py_ssize_t receive(self, object sock, int fd) except -9:
+        """Its size, 0 at the end; -1: nothing is there; -2: the socket is of no use."""
+        cdef msghdr msg
+        cdef iovec vec
+        cdef cmsghdr* c
+        cdef ssize_t got
+        cdef size_t i, n
+        cdef int number
+        memset(&msg, 0, sizeof(msg))
+        vec.iov_base = PyByteArray_AS_STRING(self.buffer)
+        vec.iov_len = PyByteArray_GET_SIZE(self.buffer)
+        msg.msg_iov = &vec
+        msg.msg_iovlen = 1
+        msg.msg_control = self.control
+        msg.msg_controllen = ROOM
+        got = recvmsg(fd, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC)
+        if got < 0:
+            return -1 if errno in (EAGAIN, EINTR) else -2
+        self.fds = ()
+        self.cut = (msg.msg_flags & MSG_TRUNC) != 0
+        self.lost = (msg.msg_flags & MSG_CTRUNC) != 0
+        said = None
+        c = CMSG_FIRSTHDR(&msg)
+        while c is not NULL:
+            if c.cmsg_level == SOL_SOCKET:
+                n = c.cmsg_len - CMSG_LEN(0)
+                if c.cmsg_type == JITNEY_CREDENTIALS:
+                    said = self.said
+                    if (
+                        said is None or PyBytes_GET_SIZE(said) != <Py_ssize_t>n
+                        or memcmp(PyBytes_AS_STRING(said), CMSG_DATA(c), n)
+                    ):
+                        said = (<char*>CMSG_DATA(c))[:n]
+                elif c.cmsg_type == SCM_RIGHTS:
+                    fds = list(self.fds)
+                    for i in range(n // sizeof(int)):
+                        memcpy(&number, CMSG_DATA(c) + i * sizeof(int), sizeof(int))
+                        fds.append(number)
+                    self.fds = fds
+            c = CMSG_NXTHDR(&msg, c)
+        self.said = said
+        return got
+
+
+cpdef Py_ssize_t send(object sock, int fd, bytes data) except -9:
+    """How much the socket took; -1: nothing now, -2: it is of no use."""
+    cdef ssize_t sent = c_send(
+        fd, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), MSG_DONTWAIT | MSG_NOSIGNAL
+    )
+    if sent >= 0:
+        return sent
+    return -1 if errno in (EAGAIN, EINTR) else -2
