@@ -68,6 +68,7 @@ class Front:
     medians: dict[int, list[float]] = field(default_factory=dict)
     switches: dict[int, int] = field(default_factory=dict)
     calls: dict[int, int] = field(default_factory=dict)
+    cpu_ns: dict[int, int] = field(default_factory=dict)
 
     def pids(self) -> list[int]:
         return [*proc.tree(self.bus), self.service.pid, self.caller.pid]
@@ -77,6 +78,7 @@ class Front:
         assert self.caller.stdout is not None
         pids = self.pids()
         before = proc.switches(pids)
+        cpu = proc.cpu_ns(pids[:-2])
         self.caller.stdin.write(b"%d %d\n" % (size, count))
         self.caller.stdin.flush()
         line = self.caller.stdout.readline()
@@ -85,6 +87,7 @@ class Front:
             raise brokers.BrokerError(f"{self.name}: the caller has ended, see above")
         if counted:
             self.switches[size] = self.switches.get(size, 0) + proc.switches(pids) - before
+            self.cpu_ns[size] = self.cpu_ns.get(size, 0) + proc.cpu_ns(pids[:-2]) - cpu
             self.calls[size] = self.calls.get(size, 0) + count
             self.medians.setdefault(size, []).append(times[count // 2] / 1000)
 
@@ -242,8 +245,8 @@ def table(fronts: Sequence[Front], sizes: Sequence[int]) -> str:
     lines = []
     base = next((front for front in fronts if front.name == "classic"), None)
     lines.append(
-        "{:8} {:>7}   {:>9}  {:>8}  {:>6}  {:>15}  {:>6}".format(
-            "", "body", "median us", "switches", "copies", "ratio (worst)", "target"
+        "{:8} {:>7}   {:>9}  {:>10}  {:>8}  {:>6}  {:>15}  {:>6}".format(
+            "", "body", "median us", "bus CPU us", "switches", "copies", "ratio (worst)", "target"
         )
     )
     for at, size in enumerate(sizes):
@@ -251,6 +254,7 @@ def table(fronts: Sequence[Front], sizes: Sequence[int]) -> str:
             if size not in front.medians:
                 continue
             switches = front.switches[size] / front.calls[size]
+            cpu = front.cpu_ns[size] / front.calls[size] / 1000
             copies = COPIES[front.name][at] if sizes == SIZES else ""
             ratio = bar = ""
             if base is not None and front is not base:
@@ -263,7 +267,7 @@ def table(fronts: Sequence[Front], sizes: Sequence[int]) -> str:
                 bar = f"{wanted}" if wanted is not None else ""
             median = statistics.median(front.medians[size])
             lines.append(
-                f"{front.name:8} {name_of(size):>7}   {median:9.1f}  {switches:8.1f}  {copies:>6}"
+                f"{front.name:8} {name_of(size):>7}   {median:9.1f}  {cpu:10.1f}  {switches:8.1f}  {copies:>6}"
                 f"  {ratio:>15}  {bar:>6}"
             )
     return "\n".join(lines)

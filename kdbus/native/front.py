@@ -66,6 +66,8 @@ class Front(Server, Reading):
         self.settling: list[tuple[Peer, int, int]] = []
         # In a round of ours, with the lock: what comes up is told at the end of a turn.
         self.serving = False
+        self.number = 0
+        self.whole = False
         self.reader = Reader(bytearray(f.FRAME_MAX))
         self.view = memoryview(self.reader.buffer)
         self.lines = CommandLines(self.jobs.later, self.call)
@@ -78,7 +80,7 @@ class Front(Server, Reading):
         self.waits = waits
         if waits:
             waiter = rounds.Waiter(self)
-            self.poll = waiter.poll = select.epoll.fromfd(os.dup(loop.adopt(waiter)))
+            self.poll = select.epoll.fromfd(os.dup(loop.adopt(waiter)))
         else:
             self.poll = select.epoll()
         kind = socket.SOCK_STREAM if self.stream else socket.SOCK_SEQPACKET
@@ -316,6 +318,9 @@ class Front(Server, Reading):
         except Exception:
             # What goes wrong here must not end the loop, which has others to serve.
             traceback.print_exc(file=sys.stderr)
+
+    def settled(self, peer: Peer, serial: int, flags: int) -> None:
+        self.done(peer, f.SETTLE, serial, flags)
 
     def take_turn(self, fd: int, peer: Any) -> None:
         if type(peer) is Peer:

@@ -90,6 +90,8 @@ class Peer:
         self.used = False
         self.ending = False
         self.dead = False
+        # The last round in which it had its turn.
+        self.turned = 0
         self.paused: Paused | Stalled | None = None
         # Of a stream: what was read of the next frame.
         self.part = bytearray()

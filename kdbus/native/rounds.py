@@ -18,9 +18,12 @@ try:
 except ImportError:
     from jitney.broker._cython import cython
 
+from .peer import Peer
+
 if not cython.compiled:
     from jitney.broker.kdbus.loads import get32
 
+    from .quick import feed
     from .quick import send as quick_send
 
 ROUND = 256
@@ -36,7 +39,12 @@ def drain(front: Any, peer: Any) -> None:
     """Serves what there is to read of a socket that keeps frames apart."""
     reader = front.reader
     buffer = reader.buffer
-    for _ in range(_TURN):
+    number = front.number
+    # Whoever had one frame the last time has none left now, most likely; if it has, the next round
+    # is about it again.
+    turn = _TURN if front.whole or peer.turned == number - 1 else 1
+    peer.turned = number
+    for i in range(turn):  # noqa: B007  (a C integer)
         if peer.owed or peer.dead or peer.paused is not None:
             return
         n = reader.receive(peer.sock, peer.fd)
@@ -58,12 +66,22 @@ def drain(front: Any, peer: Any) -> None:
             front.serve(peer, front.view[:n], fds, said, lost)
 
 
-def serve(front: Any, ready: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """A round; what is ready that is none of ours."""
+def serve(front: Any, left: float) -> tuple[bool, list[tuple[int, int]]]:
+    """A round, after waiting so many seconds for it (-1: for ever); whether there was one, and what
+    is ready that is none of ours."""
     peers = front.peers
     others: list[tuple[int, int]] = []
+    stream = front.stream
+    settling = front.settling
+    if settling:
+        front.settling = []
+        ready = front.poll.poll(0, max(ROUND, len(peers)))
+    else:
+        ready = front.poll.poll(left, ROUND)
     with front.domain.lock:
         front.serving = True
+        front.number += 1
+        front.whole = bool(settling)
         try:
             for fd, events in ready:
                 peer = peers.get(fd)
@@ -71,13 +89,28 @@ def serve(front: Any, ready: list[tuple[int, int]]) -> list[tuple[int, int]]:
                     others.append((fd, events))
                 elif events & _OUT and peer.owed:
                     front.pay(peer)
+                elif not stream and type(peer) is Peer:
+                    drain(front, peer)
                 else:
                     front.take_turn(fd, peer)
-                if front.news or front.doomed:
+                news = front.news
+                while news and not front.doomed:
+                    handle = news[-1]
+                    conn = handle.conn
+                    first = handle.first
+                    if not handle.fed or conn is None or first is None or not conn.active:
+                        break
+                    news.pop()
+                    handle.noted = False
+                    if not first.dead:
+                        feed(front, handle, first)
+                if news or front.doomed:
                     front.tell_all()
+            for settled, serial, flags in settling:
+                front.settled(settled, serial, flags)
         finally:
             front.serving = False
-    return others
+    return bool(ready), others
 
 
 class Waiter:
@@ -85,7 +118,6 @@ class Waiter:
 
     def __init__(self, front: Any) -> None:
         self.front = front
-        self.poll: Any = None
         self.stirred = False
 
     def wait(self, milliseconds: int) -> list[tuple[int, int]]:
@@ -95,15 +127,15 @@ class Waiter:
         self.stirred = False
         while True:
             try:
-                ready = self.poll.poll(left, ROUND)
+                ready, others = serve(self.front, left)
             except InterruptedError:
                 return []
-            try:
-                others = serve(self.front, ready)
             except Exception:
                 # What goes wrong here must not end the loop, which has others to serve.
                 traceback.print_exc(file=sys.stderr)
                 return []
+            if self.front.settling:
+                continue
             if others or not ready or self.stirred or not left:
                 return others
             if until:
