@@ -9,7 +9,7 @@ RpcError. Bodies that may be changed begin with the call's number.
 Layouts are those of the D-Bus specification, of docs/native.md and of kdbus's manual pages.
 """
 
-from libc.errno cimport EAGAIN, EINTR, EPIPE, ECONNRESET, errno
+from libc.errno cimport EAGAIN, EBUSY, ECONNRESET, EINTR, EPIPE, errno
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy, memset
@@ -44,13 +44,16 @@ cdef extern from "sys/socket.h":
     size_t CMSG_LEN(size_t n) nogil
     int SOL_SOCKET, SCM_RIGHTS, MSG_NOSIGNAL, MSG_CMSG_CLOEXEC
 
+cdef extern from "sched.h":
+    int sched_yield() nogil
+
 cdef extern from "sys/ioctl.h":
     int c_ioctl "ioctl" (int fd, unsigned long request, void* argument) nogil
 
 cdef extern from "sys/mman.h":
     void* c_mmap "mmap" (void* at, size_t size, int prot, int flags, int fd, int64_t offset) nogil
     int c_munmap "munmap" (void* at, size_t size) nogil
-    int PROT_READ, MAP_SHARED
+    int PROT_READ, MAP_SHARED, MAP_POPULATE
     void* MAP_FAILED
 
 cdef extern from "poll.h":
@@ -274,7 +277,7 @@ cdef int look(const uint8_t* message, const uint8_t* want, int memfd) noexcept n
         if get64(message + at + 8) == ITEM_MEMFD:
             where = get64(message + at + 16)
             length = get64(message + at + 24)
-            data = <const uint8_t*>c_mmap(NULL, length, PROT_READ, MAP_SHARED, memfd, where)
+            data = <const uint8_t*>c_mmap(NULL, length, PROT_READ, MAP_SHARED | MAP_POPULATE, memfd, where)
             if <void*>data == MAP_FAILED:
                 return 0
             right = same(data, want, length, 8)
@@ -440,6 +443,16 @@ cdef class Native:
 # kdbus's ioctls
 
 
+cdef int give(int fd, unsigned long number, void* command) noexcept nogil:
+    """An ioctl, again for as long as the bus is busy with others (which counts as its time)."""
+    cdef int what
+    while True:
+        what = c_ioctl(fd, number, command)
+        if what == 0 or errno != EBUSY:
+            return what
+        sched_yield()
+
+
 cdef class Ioctls:
     """An opened node with its pool. `message`: what is sent, with its items."""
 
@@ -459,7 +472,7 @@ cdef class Ioctls:
         command[0] = 32
         command[1] = command[2] = 0
         command[3] = offset
-        return c_ioctl(self.fd, IOCTL_FREE, command)
+        return give(self.fd, IOCTL_FREE, command)
 
     def calls(self, Buffer body, bint stamped, list times, int count, uint64_t first):
         cdef uint64_t[7] command
@@ -480,7 +493,7 @@ cdef class Ioctls:
                 command[0] = 56
                 command[1] = 1
                 command[3] = <uint64_t><uintptr_t>p
-                what = c_ioctl(self.fd, IOCTL_SEND, command)
+                what = give(self.fd, IOCTL_SEND, command)
                 if what == 0:
                     answers = get64(self.pool + command[4] + 56)
                     # A call of its own, so it belongs to what a call costs.
@@ -512,7 +525,7 @@ cdef class Ioctls:
                     break
                 memset(command, 0, sizeof(command))
                 command[0] = 64
-                if c_ioctl(self.fd, IOCTL_RECV, command) < 0:
+                if give(self.fd, IOCTL_RECV, command) < 0:
                     if errno == EAGAIN:
                         continue
                     what = SYSTEM
@@ -531,7 +544,7 @@ cdef class Ioctls:
                 memset(command, 0, sizeof(command))
                 command[0] = 56
                 command[3] = <uint64_t><uintptr_t>p
-                if c_ioctl(self.fd, IOCTL_SEND, command) < 0:
+                if give(self.fd, IOCTL_SEND, command) < 0:
                     what = SYSTEM
                     break
         failed(what, "ioctl")

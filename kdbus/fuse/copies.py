@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import mmap
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -41,7 +42,8 @@ class Scratch:
     """Memory of one thread, into which clients' bytes are copied first."""
 
     def __init__(self) -> None:
-        self.buffer = bytearray(SCRATCH)
+        # Pages are only there when they were written to: most threads never see a large message.
+        self.buffer = mmap.mmap(-1, SCRATCH, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self.base = ctypes.addressof(ctypes.c_char.from_buffer(self.buffer))
         self.view = memoryview(self.buffer)
 
