@@ -21,6 +21,11 @@ SOON = 5.0
 Opener = Callable[..., Awaitable[Connection]]
 
 
+# On a stream a read may have several frames, and the bus gives what descriptors came with it to the
+# first of them.
+kept_apart = pytest.mark.parametrize("stream", [False])
+
+
 async def next_of(conn: Connection) -> Message:
     message = await asyncio.wait_for(conn.receive(), SOON)
     assert message is not None
@@ -65,6 +70,7 @@ async def test_a_message_is_seen_in_the_pool(conn: Opener) -> None:
         _ = message.parts
 
 
+@kept_apart
 @pytest.mark.parametrize("size", [0, 1, 4096, 60_000, 66_000, 200_000])
 async def test_payload_of_any_size(conn: Opener, size: int) -> None:
     a, b = await conn(), await conn(pool_size=8 << 20)
@@ -76,6 +82,7 @@ async def test_payload_of_any_size(conn: Opener, size: int) -> None:
     assert used_outbox == (size > 65_000)
 
 
+@kept_apart
 async def test_parts_keep_their_order(conn: Opener) -> None:
     a, b = await conn(), await conn()
     with client.sealed(b"from a memfd") as memfd:
@@ -91,6 +98,7 @@ async def test_parts_keep_their_order(conn: Opener) -> None:
         assert message.payload.obj is b._pool.map, "parts in a row are one piece"
 
 
+@kept_apart
 async def test_what_is_beyond_all_limits_goes_in_a_memfd(conn: Opener) -> None:
     a, b = await conn(), await conn()
     data = os.urandom(1 << 20) * 3
@@ -102,6 +110,7 @@ async def test_what_is_beyond_all_limits_goes_in_a_memfd(conn: Opener) -> None:
         assert message.payload.readonly
 
 
+@kept_apart
 async def test_a_part_of_a_memfd(conn: Opener) -> None:
     a, b = await conn(), await conn()
     whole = client.sealed(bytes(5000) + b"this" + bytes(10))
@@ -111,9 +120,8 @@ async def test_a_part_of_a_memfd(conn: Opener) -> None:
     whole.close()
 
 
-async def test_the_outbox_may_be_full(conn: Opener, stream: bool) -> None:
-    if stream:
-        pytest.skip("of several frames in one read, the bus gives descriptors to the first")
+@kept_apart
+async def test_the_outbox_may_be_full(conn: Opener) -> None:
     a, b = await conn(outbox_size=256 * 1024), await conn(pool_size=32 << 20)
     data = [os.urandom(100_000) for _ in range(6)]
     await asyncio.gather(*(a.send(b.id, chunk) for chunk in data))
@@ -124,6 +132,7 @@ async def test_the_outbox_may_be_full(conn: Opener, stream: bool) -> None:
     assert not a._sender.outbox.held, "all of it may be written to again"
 
 
+@kept_apart
 async def test_descriptors(conn: Opener) -> None:
     a, b = await conn(), await conn()
     ours, theirs = os.pipe()
@@ -144,6 +153,7 @@ async def test_descriptors(conn: Opener) -> None:
     os.close(ours)
 
 
+@kept_apart
 async def test_descriptors_are_closed_with_the_message(conn: Opener) -> None:
     a, b = await conn(), await conn()
     ours, theirs = os.pipe()
@@ -157,6 +167,7 @@ async def test_descriptors_are_closed_with_the_message(conn: Opener) -> None:
     os.close(ours)
 
 
+@kept_apart
 async def test_who_takes_no_descriptors(conn: Opener) -> None:
     a, b = await conn(), await conn(accept_fds=False)
     with pytest.raises(client.NoDescriptors):
@@ -233,6 +244,7 @@ async def test_several_readers_share_the_messages(conn: Opener) -> None:
 # Calls
 
 
+@kept_apart
 async def test_call(conn: Opener) -> None:
     a, b = await conn(), await conn()
     task = answering(b)
@@ -541,6 +553,7 @@ async def test_byebye(conn: Opener) -> None:
     a.close()
 
 
+@kept_apart
 async def test_closing_with_messages_in_hand(conn: Opener) -> None:
     a, b = await conn(), await conn()
     ours, theirs = os.pipe()
