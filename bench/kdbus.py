@@ -267,8 +267,8 @@ def table(fronts: Sequence[Front], sizes: Sequence[int]) -> str:
                 bar = f"{wanted}" if wanted is not None else ""
             median = statistics.median(front.medians[size])
             lines.append(
-                f"{front.name:8} {name_of(size):>7}   {median:9.1f}  {cpu:10.1f}  {switches:8.1f}  {copies:>6}"
-                f"  {ratio:>15}  {bar:>6}"
+                f"{front.name:8} {name_of(size):>7}   {median:9.1f}  {cpu:10.1f}  {switches:8.1f}"
+                f"  {copies:>6}  {ratio:>15}  {bar:>6}"
             )
     return "\n".join(lines)
 

@@ -62,8 +62,8 @@ class Queue:
         if not self.entries:
             return None
         if priority is None:
-            for number in self.entries:
-                return number, self.entries[number]
+            number = next(iter(self.entries))
+            return number, self.entries[number]
         if self.urgent is None:
             self.urgent = by_urgency(self.entries)
         while self.urgent[0][1] not in self.entries:
