@@ -52,14 +52,14 @@ def drain(front: Any, peer: Any) -> None:
             return
         if n < _HEAD:
             if n >= 0:
-                front.close_fds(reader.fds)
+                front.close_fds(reader.fds, peer)
             front.lose(peer)
             return
         fds = reader.fds
         said = reader.said
         lost = reader.lost
         if reader.cut or n != get32(buffer, 0):
-            front.close_fds(fds)
+            front.close_fds(fds, peer)
             front.lose(peer)
             return
         if fds or lost or not quick_send(front, peer, buffer, n, said):
