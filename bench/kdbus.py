@@ -255,6 +255,12 @@ def table(fronts: Sequence[Front], sizes: Sequence[int]) -> str:
                 continue
             switches = front.switches[size] / front.calls[size]
             cpu = front.cpu_ns[size] / front.calls[size] / 1000
+            # Threads that ended meanwhile have taken their counts with them.
+            counts = (
+                f"{cpu:10.1f}  {switches:8.1f}"
+                if min(cpu, switches) > 0
+                else f"{'?':>10}  {'?':>8}"
+            )
             copies = COPIES[front.name][at] if sizes == SIZES else ""
             ratio = bar = ""
             if base is not None and front is not base:
@@ -267,7 +273,7 @@ def table(fronts: Sequence[Front], sizes: Sequence[int]) -> str:
                 bar = f"{wanted}" if wanted is not None else ""
             median = statistics.median(front.medians[size])
             lines.append(
-                f"{front.name:8} {name_of(size):>7}   {median:9.1f}  {cpu:10.1f}  {switches:8.1f}"
+                f"{front.name:8} {name_of(size):>7}   {median:9.1f}  {counts}"
                 f"  {copies:>6}  {ratio:>15}  {bar:>6}"
             )
     return "\n".join(lines)

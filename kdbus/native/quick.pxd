@@ -33,6 +33,6 @@ cdef bytes bare(uint32_t serial, uint32_t error)
                timeout=uint64_t, priority=uint64_t, message=Message, total=uint64_t, end=uint64_t,
                item=uint64_t, length=uint64_t, kind=uint64_t, room=uint64_t, where=uint64_t,
                name=bytes)
-cdef Message read(Bus bus, Connection conn, object memory, object view, bytearray buffer, Py_ssize_t n, Py_ssize_t first, bint sync)
+cdef Message read(Bus bus, Connection conn, object memory, object view, bytearray buffer, uint64_t n, uint64_t first, bint sync)
 @cython.locals(conn=Connection, received=Received, data=bytearray)
 cpdef feed(object server, object handle, object first)
