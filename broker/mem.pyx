@@ -185,12 +185,22 @@ cdef extern from *:
     #ifndef MAP_POPULATE
     #define MAP_POPULATE 0
     #endif
+    #if defined(__has_feature)
+    #if __has_feature(address_sanitizer)
+    #define __SANITIZE_ADDRESS__
+    #endif
+    #endif
+    #ifdef __SANITIZE_ADDRESS__
+    #define LARGE 0x40000000 /* It watches what is allocated, not what is mapped. */
+    #else
+    #define LARGE 65536
+    #endif
     """
     int MAP_POPULATE
+    # From this size on a block is mapped, in multiples of PAGE.
+    enum: LARGE
 
 cdef enum:
-    # From this size on a block is mapped, in multiples of PAGE.
-    LARGE = 65536
     PAGE = 4096
     # Blocks that wait to be used again: a fresh one costs a page fault for every 4 KiB.
     MAX_BLOCKS = 32

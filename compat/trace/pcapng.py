@@ -14,6 +14,7 @@ MAGIC = b"\x0a\x0d\x0d\x0a"
 
 _ORDER = 0x1A2B3C4D
 _SECTION, _INTERFACE, _PACKET = 0x0A0D0D0A, 1, 6
+_LEAST = {_INTERFACE: 8, _PACKET: 20}
 _RESOLUTION = 9
 _LONGEST = 1 << 28
 
@@ -31,6 +32,8 @@ def read(file: BinaryIO, link: int) -> Iterator[tuple[int, bytes, int]]:
     while len(start := file.read(8)) == 8:
         if start[:4] == MAGIC:
             mark = file.read(4)
+            if len(mark) < 4:
+                return
             order = "<" if Struct("<I").unpack(mark)[0] == _ORDER else ">"
             kind, size = Struct(order + "II").unpack(start)
             body = mark + file.read(_checked(size) - 16)
@@ -40,6 +43,8 @@ def read(file: BinaryIO, link: int) -> Iterator[tuple[int, bytes, int]]:
             body = file.read(_checked(size) - 12)
         if len(body) != size - 12 or len(file.read(4)) != 4:
             return
+        if len(body) < _LEAST.get(kind, 0):
+            raise ValueError("this pcapng file is broken")
         if kind == _INTERFACE:
             interfaces.append(_interface(body, order))
         elif kind == _PACKET:
@@ -64,7 +69,7 @@ def _interface(body: bytes, order: str) -> _Interface:
     pos = 8
     while pos + 4 <= len(body):
         code, size = option.unpack_from(body, pos)
-        if code == 0:
+        if code == 0 or pos + 4 + size > len(body):
             break
         if code == _RESOLUTION and size == 1:
             exponent = body[pos + 4]

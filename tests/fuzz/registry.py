@@ -1,0 +1,48 @@
+"""Registry: the targets of fuzzing by name.
+
+Invariant: a target takes any bytes and returns None; it raises only where jitney is wrong. The same
+bytes do the same each time, so whatever an engine found can be shown again.
+"""
+
+from __future__ import annotations
+
+import random
+import zlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+
+class Target(NamedTuple):
+    """`run` is what is fed; `longest` is how many bytes make sense; `words` are for mutations."""
+
+    name: str
+    run: Callable[[bytes], None]
+    longest: int
+    words: tuple[bytes, ...]
+
+
+TARGETS: dict[str, Target] = {}
+
+
+def target(
+    name: str, longest: int = 4096, words: tuple[bytes, ...] = ()
+) -> Callable[[Callable[[bytes], None]], Callable[[bytes], None]]:
+    """Decorator: makes a function a target."""
+
+    def register(run: Callable[[bytes], None]) -> Callable[[bytes], None]:
+        assert name not in TARGETS
+        TARGETS[name] = Target(name, run, longest, words)
+        return run
+
+    return register
+
+
+def dice(data: bytes) -> random.Random:
+    """Random choices that the bytes decide."""
+    return random.Random(zlib.crc32(data))
+
+
+def pieces(data: bytes, chance: random.Random, most: int = 6) -> list[bytes]:
+    """The bytes, cut at a few places."""
+    cuts = sorted(chance.randint(0, len(data)) for _ in range(chance.randint(0, most)))
+    return [data[a:b] for a, b in zip([0, *cuts], [*cuts, len(data)], strict=True)]
