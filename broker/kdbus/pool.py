@@ -25,7 +25,10 @@ class PlainMemory:
     trusted = True
 
     def __init__(self, size: int) -> None:
-        self.bytes = bytearray(size)
+        try:
+            self.bytes = bytearray(size)
+        except (MemoryError, OverflowError):
+            raise KdbusError(errno.ENOMEM) from None
 
     def write(self, offset: int, parts: Iterable[Any]) -> None:
         data = self.bytes

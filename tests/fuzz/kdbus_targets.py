@@ -6,15 +6,18 @@ are gone nothing is charged to anybody.
 
 from __future__ import annotations
 
+import errno
 import struct
+from typing import Any
 
 import kdbuskit
 from kdbuskit import BASE, Client, World, bloom, command, item, message, text, u64
 
 from jitney.broker.kdbus import constants as c
+from jitney.broker.kdbus.errors import KdbusError
 from jitney.broker.message import Message
 from jitney.compat import wire
-from jitney.kdbus import gvariant, transcode, translate, uapi
+from jitney.kdbus import gvariant, matches, transcode, translate, uapi
 from jitney.kdbus.gvariant import Malformed
 
 from .registry import target
@@ -87,27 +90,50 @@ def from_classic(data: bytes) -> None:
     assert (core.path, core.member, core.serial) == (msg.path, msg.member, msg.serial)
 
 
+KINDS = (
+    c.ITEM_NAME_ADD, c.ITEM_NAME_REMOVE, c.ITEM_NAME_CHANGE, c.ITEM_ID_ADD, c.ITEM_ID_REMOVE,
+    c.ITEM_CREDS, c.ITEM_PIDS, c.ITEM_AUXGROUPS, c.ITEM_SECLABEL, c.ITEM_REPLY_DEAD, c.ITEM_NAME,
+    c.ITEM_ID, c.ITEM_DST_ID, c.ITEM_BLOOM_MASK,
+)  # fmt: skip
+
+
 @target("items", 512)
 def notifications(data: bytes) -> None:
-    if not data:
-        return
-    try:
-        entry = translate.Item(data[0], data[1:])
-        translate.signals_of(entry, 3)
-    except Malformed:
-        pass
-    try:
-        translate.credentials([translate.Item(data[0], data[1:])])
-    except Malformed:
-        pass
+    """Which kind of item, and its data; then another."""
+    found = []
+    while data:
+        size = data[1] if len(data) > 1 else 0
+        found.append(translate.Item(KINDS[data[0] % len(KINDS)], data[2 : 2 + size]))
+        data = data[2 + size :]
+    for entry in found:
+        try:
+            for signal in translate.signals_of(entry, 3):
+                assert Message().load(signal.message(1))
+            assert Message().load(translate.no_reply(entry, 1, 2, b":1.3"))
+        except Malformed:
+            pass
+    for read in (translate.credentials, matches.rule_of):
+        try:
+            read(found)  # type: ignore[operator]
+        except Malformed:
+            pass
 
 
 # ---- commands
 
-MEMORY = 4096
+POOL_MAX = 1 << 20
 
 
-@target("kdbus", 2048, tuple(command(name) for name in NAMES[3:]))
+class _Transport(kdbuskit.News):
+    """Has not more memory than a few clients need, as the real ones have not all there is."""
+
+    def memory(self, size: int) -> Any:
+        if size > POOL_MAX:
+            raise KdbusError(errno.ENOMEM)
+        return super().memory(size)
+
+
+@target("kdbus", 2048, tuple(command(name) for name in NAMES[3:]), short=300)
 def commands(data: bytes) -> None:
     """Up to 16 commands (who, which, where), then the memory of whoever gives them."""
     if not data:
@@ -116,10 +142,13 @@ def commands(data: bytes) -> None:
     given = data[1 : 1 + 4 * count]
     memory = data[1 + 4 * count :]
     world = World()
-    honest = world.conn()
-    clients = [world.conn(uid=1000), world.conn(uid=1000), world.open(uid=1001), world.open()]
+    honest = world.open().hello(pool=1 << 14)
+    clients = [world.open(uid=1000).hello(pool=1 << 14) for _ in range(2)]
+    clients += [world.open(uid=1001), world.open()]
     clients.append(Client(world.domain, None, uid=1000))
     for client in clients:
+        if client.handle.conn is None:
+            client.handle.transport = _Transport(False)
         client.memory.data = bytearray(memory)
         client.memory.fds = {3: kdbuskit.FakeFd(), 4: kdbuskit.FakeFd(bytes(100))}
     for at in range(0, len(given) - 3, 4):
@@ -129,7 +158,8 @@ def commands(data: bytes) -> None:
         number, _ = client.ioctl(form.name, b"", BASE + where % (len(memory) + 16))
         assert number >= -1
     # Somebody else is not hindered.
-    assert honest.send(message(honest.id, item(c.ITEM_PAYLOAD_VEC, u64(4, honest.memory.put(b"four"))))) == 0
+    payload = item(c.ITEM_PAYLOAD_VEC, u64(4, honest.memory.put(b"four")))
+    assert honest.send(message(honest.id, payload)) == 0
     while (got := honest.try_recv()) and not isinstance(got, int):
         if got.payload == b"four":
             break

@@ -13,25 +13,27 @@ from typing import NamedTuple
 
 
 class Target(NamedTuple):
-    """`run` is what is fed; `longest` is how many bytes make sense; `words` are for mutations."""
+    """`run` is what is fed; `longest`: how many bytes make sense; `words` are for mutations;
+    `short`: how many changed inputs the short run takes, a second's worth or so."""
 
     name: str
     run: Callable[[bytes], None]
     longest: int
     words: tuple[bytes, ...]
+    short: int
 
 
 TARGETS: dict[str, Target] = {}
 
 
 def target(
-    name: str, longest: int = 4096, words: tuple[bytes, ...] = ()
+    name: str, longest: int = 4096, words: tuple[bytes, ...] = (), short: int = 2000
 ) -> Callable[[Callable[[bytes], None]], Callable[[bytes], None]]:
     """Decorator: makes a function a target."""
 
     def register(run: Callable[[bytes], None]) -> Callable[[bytes], None]:
         assert name not in TARGETS
-        TARGETS[name] = Target(name, run, longest, words)
+        TARGETS[name] = Target(name, run, longest, words, short)
         return run
 
     return register

@@ -231,7 +231,7 @@ class _NoFolders:
         return getattr(os, name)
 
 
-@target("busconfig", 8192, _XML_WORDS)
+@target("busconfig", 8192, _XML_WORDS, short=500)
 def busconfig(data: bytes) -> None:
     with _Files(data):
         try:
@@ -260,7 +260,7 @@ def _same_rule(rule: Any, text: str) -> None:
             assert getattr(again, name) == getattr(rule, name), (text, name)
 
 
-@target("checkconfig", 8192, _XML_WORDS)
+@target("checkconfig", 8192, _XML_WORDS, short=500)
 def lint(data: bytes) -> None:
     with _Files(data):
         found = check_config.check("/x/main.conf")

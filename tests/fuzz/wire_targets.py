@@ -107,14 +107,18 @@ _MESSAGE_WORDS = (
     b"\x08\1g\0", b"\x09\1u\0", b"\5\1u\0", b"\7\1s\0", b"a{sv}", b"(ii)", b"aay", b"av", b"v",
     b"org.freedesktop.DBus", b"/org/freedesktop/DBus", b":1.1", b"Hello", b"a(yv)", b"ab",
 )  # fmt: skip
-_ATTRIBUTES = (
+_SHOWN = (
     "type", "flags", "serial", "reply_serial", "n_fds", "path", "interface", "member", "error_name",
     "destination", "sender", "signature", "n_args", "unclean", "big_endian",
 )  # fmt: skip
 
 
+# Some are for compiled code alone.
+_ATTRIBUTES = [name for name in _SHOWN if hasattr(Message(), name)]
+
+
 def _fields(msg: Any) -> tuple[Any, ...]:
-    found = [getattr(msg, name) for name in _ATTRIBUTES if hasattr(msg, name)]
+    found = [getattr(msg, name) for name in _ATTRIBUTES]
     return *found, msg.body(), tuple(msg.string_arg(i) for i in range(64))
 
 
@@ -218,7 +222,7 @@ def _home() -> str:
 _kept: list[Any] = []
 
 
-@target("cookies", 1024, (b"1 1700000000 c0ffee\n", b" ", b"\n", b"2147483647", b"-1"))
+@target("cookies", 1024, (b"1 1700000000 c0ffee\n", b" ", b"\n", b"2147483647", b"-1"), short=1000)
 def keyring(data: bytes) -> None:
     home = _home()
     folder = os.path.join(home, ".dbus-keyrings")
