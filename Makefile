@@ -34,7 +34,7 @@ CMD_dbus-fast := $(BIN)/python docs/examples/list_names.py
 # As it was typed: a $ in it is the shell's.
 COMMAND = $(if $(filter undefined,$(origin CMD)),$(CMD_$(CLIENT)),$(value CMD))
 
-.PHONY: help bench run test test-compiled test-pure lint format type names dev-build clean
+.PHONY: help bench fuzz run test test-compiled test-pure lint format type names dev-build clean
 .DELETE_ON_ERROR:
 
 help:
@@ -42,6 +42,7 @@ help:
 	@echo 'make run CMD="gdbus ..."   the same with any other program'
 	@echo 'make test                  the tests, compiled and as plain Python; ARGS="-k name" for some'
 	@echo 'make bench                 all brokers that are installed, side by side; ARGS="--quick", "list", "--help"'
+	@echo 'make fuzz                  all fuzzing targets, TIME=900 seconds each; TARGETS="bus sasl", ENGINE=c or python'
 	@echo 'make lint format type      ruff and mypy'
 	@echo 'make dev-build DEST=/tmp/cy   the tree as it is, compiled; then PYTHONPATH=/tmp/cy'
 	@echo 'make clean                 take away all that make made'
@@ -62,6 +63,34 @@ test-pure: $(VENV)/.filled build/pure/.made
 
 bench: $(VENV)/.installed-$(KIND)
 	$(BIN)/jitney bench $(ARGS)
+
+# The compiled modules with clang's sanitizers and coverage, or plain Python; see docs/fuzzing.md.
+FUZZ := build/fuzz
+TIME ?= 900
+CLANG ?= $(firstword $(foreach v,clang clang-19 clang-18 clang-17 clang-16 clang-15 clang-14,$(if $(shell command -v $(v)),$(v))))
+ENGINE ?= $(if $(CLANG),c,python)
+fuzz: $(FUZZ)/.built-$(ENGINE)
+	@cd tests && PYTHONPATH=$(CURDIR)/$(FUZZ)/$(ENGINE):. $(CURDIR)/$(FUZZ)/venv/bin/python -m fuzz.run --engine $(ENGINE) \
+		--tree $(CURDIR)/$(FUZZ)/$(ENGINE) --work $(CURDIR)/$(FUZZ) --time $(TIME) $(ARGS) $(TARGETS)
+
+SANITIZE = -fsanitize=address,undefined,fuzzer-no-link -fno-sanitize=pointer-overflow \
+	-fno-sanitize-recover=undefined -fno-omit-frame-pointer
+$(FUZZ)/.built-c: $(SOURCES) | $(FUZZ)/venv/.filled
+	@test -n '$(CLANG)' || { echo 'jitney: this needs clang (Debian: apt install clang); or ENGINE=python'; exit 1; }
+	@echo 'jitney: building with sanitizers'
+	@CC='$(CLANG)' LDSHARED='$(CLANG) -shared' CFLAGS='$(SANITIZE)' \
+		$(MAKE) -s dev-build DEST=$(FUZZ)/c PYTHON=$(CURDIR)/$(FUZZ)/venv/bin/python
+	@touch $@
+
+$(FUZZ)/.built-python: $(SOURCES) | $(FUZZ)/venv/.filled
+	@rm -rf $(FUZZ)/python $(FUZZ)/wheel
+	@SKIP_CYTHON=1 $(FUZZ)/venv/bin/python -m $(PIP) wheel --no-deps --wheel-dir $(FUZZ)/wheel .
+	@$(FUZZ)/venv/bin/python -m $(PIP) install --no-deps --target $(FUZZ)/python $(FUZZ)/wheel/jitney-*.whl
+	@touch $@
+
+$(FUZZ)/venv/.filled: pyproject.toml | $(FUZZ)/venv/.made
+	@$(FUZZ)/venv/bin/python -m $(PIP) install atheris $(call requirements,["build-system"]["requires"] + p["project"]["dependencies"])
+	@touch $@
 
 lint: $(TOOLS)/.filled
 	$(TOOLS)/bin/ruff check .
@@ -92,12 +121,13 @@ dev-build:
 		--quiet build --build-base=$(abspath $(DEST))/.build --build-lib=$(abspath $(DEST))
 	@echo 'PYTHONPATH=$(abspath $(DEST))'
 
-$(VENV)/.made $(TOOLS)/.made: %/.made:
+$(VENV)/.made $(TOOLS)/.made $(FUZZ)/venv/.made: %/.made:
 	@test -n '$(PYTHON)' || { echo 'jitney: Python 3.11 or newer is missing: apt install python3 python3-venv'; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
 		{ echo 'jitney: the venv module of $(PYTHON) is missing: apt install python3-venv'; exit 1; }
 	@echo 'jitney: making $*'
 	@rm -rf $*
+	@mkdir -p $(dir $*)
 	@$(PYTHON) -m venv $*
 	@touch $@
 

@@ -97,7 +97,7 @@ class Scene:
                     )
                 )
         rig.settle()
-        assert not a.closed and not b.closed, "a good peer was thrown out"
+        assert (a.closed, b.closed) == (False, False), "a good peer was thrown out"
         replies = [msg for msg in a.read() if msg.reply_serial == serial]
         assert [msg.type for msg in replies] == [wire.RETURN], "no answer to a good peer's call"
 
@@ -398,5 +398,3 @@ class Program:
 def bus(data: bytes) -> None:
     """What up to six clients do on a bus with small limits."""
     Program(data).run()
-
-

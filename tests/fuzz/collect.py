@@ -33,9 +33,11 @@ from gi.repository import Gio, GLib
 bus = Gio.bus_get_sync(Gio.BusType.SESSION)
 bus.signal_subscribe(None, "com.example.I", "S", "/a", "x", 0, lambda *a: None)
 node = Gio.DBusNodeInfo.new_for_xml('<node><interface name="a.b"><method name="M">'
-    '<arg type="a{sv}" direction="in"/><arg type="(iasd)" direction="out"/></method></interface></node>')
+    '<arg type="a{sv}" direction="in"/><arg type="(iasd)" direction="out"/>'
+    '</method></interface></node>')
+result = GLib.Variant("((iasd))", ((1, ["x"], 2.5),))
 bus.register_object("/o", node.interfaces[0],
-    lambda c, s, o, i, m, p, inv: inv.return_value(GLib.Variant("((iasd))", ((1, ["x"], 2.5),))), None, None)
+    lambda c, s, o, i, m, p, call: call.return_value(result), None, None)
 loop = GLib.MainLoop()
 def acquired(bus, name):
     bus.call(name, "/o", "a.b", "M", GLib.Variant("(a{sv})", ({"k": GLib.Variant("ay", b"xy")},)),
@@ -63,8 +65,9 @@ o.S(-1, 2, 0.5)
 bus.add_signal_receiver(print, "S", "a.b", "com.example.Python", "/o", arg0="y")
 loop = GLib.MainLoop()
 bus.call_async("com.example.Python", "/o", "a.b", "M", "a{s(ib)}aav",
-    ({"k": (1, True)}, [[dbus.String("z"), dbus.UInt64(3)]]), lambda *a: loop.quit(), lambda *a: loop.quit())
-bus.call_async("com.example.Python", "/o", "org.freedesktop.DBus.Introspectable", "Introspect", "", (), print, print)
+    ({"k": (1, True)}, [[dbus.String("z"), dbus.UInt64(3)]]), lambda *a: loop.quit(), print)
+bus.call_async("com.example.Python", "/o", "org.freedesktop.DBus.Introspectable", "Introspect",
+    "", (), print, print)
 GLib.timeout_add(3000, loop.quit)
 loop.run()
 """
@@ -75,10 +78,10 @@ COMMANDS = [
     ["busctl", "--user", "call", _BUS, "/org/freedesktop/DBus", _BUS, "GetNameOwner", "s", _BUS],
     ["busctl", "--user", "emit", "/a", "a.b", "S", "a{sv}", "1", "k", "u", "7"],
     ["gdbus", "introspect", "--session", "--dest", _BUS, "--object-path", "/org/freedesktop/DBus"],
-    ["gdbus", "emit", "--session", "--object-path", "/a", "--signal", "a.b.S", "['x', 'y']", "(1, true)"],
+    ["gdbus", "emit", "--session", "--object-path", "/a", "--signal", "a.b.S", "['x']", "(1,)"],
     ["gdbus", "wait", "--session", "--timeout", "1", "com.example.None"],
     ["dbus-send", "--session", "--print-reply", f"--dest={_BUS}", "/", f"{_BUS}.ListNames"],
-    ["dbus-send", "--session", "/a", "a.b.S", "dict:string:int32:a,1,b,2", "array:byte:1,2", "double:2.5"],
+    ["dbus-send", "--session", "/a", "a.b.S", "dict:string:int32:a,1,b,2", "array:byte:1,2"],
     ["dbus-test-tool", "spam", "--session", "--count=3", "--dest=com.example.Echo"],
     ["dbus-update-activation-environment", "X=1"],
     ["/usr/bin/python3", "-c", _GLIB],

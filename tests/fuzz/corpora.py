@@ -28,7 +28,9 @@ def read(name: str) -> list[bytes]:
 
 def pack(name: str, folder: Path) -> int:
     found = {path.read_bytes() for path in folder.iterdir() if path.is_file()}
-    lines = sorted((binascii.b2a_base64(data) for data in found), key=lambda line: (len(line), line))
+    lines = sorted(
+        (binascii.b2a_base64(data) for data in found), key=lambda line: (len(line), line)
+    )
     (FOLDER / f"{name}.txt").write_bytes(b"".join(lines))
     return len(found)
 

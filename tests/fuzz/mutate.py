@@ -8,7 +8,25 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 
-_NUMBERS = [0, 1, 2, 7, 8, 15, 16, 63, 64, 127, 128, 255, 256, 65535, 1 << 26, 1 << 27, (1 << 31) - 1]
+_NUMBERS = [
+    0,
+    1,
+    2,
+    7,
+    8,
+    15,
+    16,
+    63,
+    64,
+    127,
+    128,
+    255,
+    256,
+    65535,
+    1 << 26,
+    1 << 27,
+    (1 << 31) - 1,
+]
 _NUMBERS += [1 << 31, (1 << 32) - 1]
 
 

@@ -66,7 +66,12 @@ def config(second: bool) -> Plain:
     """Two configurations, for reloads."""
     path = f"{_folder()}/{second:d}.conf"
     limits = "".join(f'<limit name="{name}">{value}</limit>' for name, value in _LIMITS.items())
-    more = '<policy context="mandatory"><deny send_interface="com.example.I" send_member="Other"/></policy>' if second else ""
+    more = (
+        '<policy context="mandatory"><deny send_interface="com.example.I" send_member="Other"/>'
+        "</policy>"
+        if second
+        else ""
+    )
     with open(path, "w") as file:
         file.write(
             f"<busconfig><type>session</type><listen>unix:path=/x</listen>{limits}{_RULES}{more}"
@@ -250,7 +255,8 @@ class Peer:
         self.serial += 1
         self.send(
             wire.message(
-                wire.CALL, self.serial, path=b"/a", member=member, sender=None, destination=destination,
+                wire.CALL, self.serial, path=b"/a", member=member, sender=None,
+                destination=destination,
                 interface=destination if destination == b"org.freedesktop.DBus" else b"a.b",
                 signature=signature, body=wire.marshal(signature, values),
             )
@@ -275,7 +281,14 @@ class Peer:
             return self._messages()
         # Lines of the conversation come first.
         end = self.unread.rfind(b"\r\n") + 2 if b"\r\n" in self.unread else 0
-        start = next((i for i in range(end) if self.unread[:i].endswith(b"\r\n") and self.unread[i] in b"lB"), end)
+        start = next(
+            (
+                i
+                for i in range(end)
+                if self.unread[:i].endswith(b"\r\n") and self.unread[i] in b"lB"
+            ),
+            end,
+        )
         self.answers += self.unread[:start]
         del self.unread[:start]
         return self._messages()

@@ -1,7 +1,8 @@
 """Run: `make fuzz`. Feeds each target what libFuzzer makes of its corpus, guided by coverage.
 
 Invariant: a target's run ends after its time, whatever it found; what it found stays in a file, and
-the exit status says so. Two engines: `c`, the compiled modules with address and undefined-behaviour
+the exit status says so. With `--pack`, what covers something that nothing smaller covers becomes
+the corpus in `corpus/`. Two engines: `c`, the compiled modules with address and undefined-behaviour
 sanitizers, and `python`, plain Python all through. Both are atheris, see docs/fuzzing.md.
 
     python -m fuzz.run --engine c --time 900 --work build/fuzz [TARGET...]
@@ -15,6 +16,7 @@ import re
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -48,6 +50,10 @@ def environment(engine: str, tree: str) -> dict[str, str]:
         env["UBSAN_OPTIONS"] = "print_stacktrace=1:halt_on_error=1"
         env["PYTHONMALLOC"] = "malloc"
     return env
+
+
+PACKED = 16_000
+"""Bytes a target that are kept in the tree, those that cover most."""
 
 
 class Run:
@@ -84,8 +90,8 @@ class Run:
             command = [
                 sys.executable, "-m", "fuzz.run", "--child", self.name, str(self.corpus),
                 f"-max_total_time={left}", f"-max_len={longest}", f"-dict={self.words}",
-                f"-artifact_prefix={self.found}/{self.name}-", "-print_final_stats=1", "-timeout=20",
-                "-rss_limit_mb=2048", "-use_value_profile=0",
+                f"-artifact_prefix={self.found}/{self.name}-", "-print_final_stats=1",
+                "-timeout=60", "-rss_limit_mb=2048",
             ]  # fmt: skip
             with open(self.log, "a+b") as log:
                 start = log.seek(0, os.SEEK_END)
@@ -103,6 +109,25 @@ class Run:
                 if not done:
                     break
 
+    def pack(self, longest: int) -> int:
+        """Puts the inputs that are worth it into the tree; how many."""
+        from fuzz import corpora
+
+        with tempfile.TemporaryDirectory() as folder:
+            few = Path(folder)
+            command = [
+                sys.executable, "-m", "fuzz.run", "--child", self.name, "-merge=1", str(few),
+                str(self.corpus), f"-max_len={longest}", "-rss_limit_mb=4096",
+            ]  # fmt: skip
+            with open(self.log, "ab") as log:
+                subprocess.run(command, env=self.env, stdout=log, stderr=log, check=True)
+            room = PACKED
+            for path in sorted(few.iterdir(), key=lambda path: (path.stat().st_size, path.name)):
+                room -= path.stat().st_size
+                if room < 0:
+                    path.unlink()
+            return corpora.pack(self.name, few)
+
 
 def main(argv: list[str]) -> int:
     if argv[:1] == ["--child"]:
@@ -113,6 +138,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--tree", required=True, help="the build, for PYTHONPATH")
     parser.add_argument("--work", type=Path, required=True, help="for corpora, logs and findings")
     parser.add_argument("--time", type=int, default=900, help="seconds a target")
+    parser.add_argument("--pack", action="store_true", help="no run: pack what there is")
     parser.add_argument("targets", nargs="*")
     words = parser.parse_args(argv)
     env = environment(words.engine, words.tree)
@@ -127,6 +153,9 @@ def main(argv: list[str]) -> int:
     bad = 0
     for name in words.targets or TARGETS:
         run = Run(name, words.engine, words.tree, words.work)
+        if words.pack:
+            print(f"{name}: {run.pack(run.prepare())} inputs", flush=True)
+            continue
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         run.go(words.time, run.prepare())
         after = resource.getrusage(resource.RUSAGE_CHILDREN)

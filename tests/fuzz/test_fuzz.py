@@ -5,12 +5,17 @@ The long run is `make fuzz`, see docs/fuzzing.md. What that has found is in `tes
 
 from __future__ import annotations
 
+import os
 from itertools import islice
 
 import pytest
-from fuzz import corpora
+from fuzz import corpora, text_targets
+from fuzz.bus_targets import Scene
 from fuzz.mutate import mutated
 from fuzz.targets import TARGETS
+
+from jitney.broker.match import Rule
+from jitney.compat import address, matchrule
 
 SEED = 20141128
 
@@ -26,6 +31,7 @@ def test_corpus(name: str) -> None:
 
 
 @every_target
+@pytest.mark.weakness("CVE-2022-42010", "CVE-2022-42011", "CVE-2022-31212", "CVE-2022-31213")
 def test_changed(name: str) -> None:
     target = TARGETS[name]
     inputs = corpora.read(name) + corpora.installed(name)
@@ -50,3 +56,45 @@ def test_packed_corpora_are_small() -> None:
     files = list(corpora.FOLDER.glob("*.txt"))
     assert {file.stem for file in files} == TARGETS.keys()
     assert sum(file.stat().st_size for file in files) < 500_000
+
+
+# That the targets notice what they are there for
+
+
+def test_a_guest_that_stays_is_noticed() -> None:
+    scene = Scene()
+    forgotten = scene.rig.connect(1000).greet()
+    with pytest.raises(AssertionError, match=r"'connections': \(2, 3\)"):
+        scene.end()
+    forgotten.close()
+
+
+def test_a_silent_bus_is_noticed() -> None:
+    scene = Scene()
+    scene.b.call(b"org.freedesktop.DBus", b"ReleaseName", "s", b"com.example.B")
+    with pytest.raises(AssertionError, match="no answer"):
+        scene.end()
+
+
+def test_a_lost_descriptor_is_noticed() -> None:
+    scene = Scene()
+    fd = os.open("/dev/null", os.O_RDONLY)
+    with pytest.raises(AssertionError, match="/dev/null"):
+        scene.end()
+    os.close(fd)
+
+
+def test_disagreement_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    rule = b"type='signal',member='9'"
+    TARGETS["matchrule"].run(rule)
+    monkeypatch.setattr(matchrule, "plain", lambda text: Rule(type=4))
+    with pytest.raises(AssertionError, match="what thorough"):
+        TARGETS["matchrule"].run(rule)
+
+
+@pytest.mark.skipif(text_targets.libdbus() is None, reason="no libdbus to compare with")
+def test_disagreement_with_libdbus_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    TARGETS["address"].run(b"unix:path=/x")
+    monkeypatch.setattr(address, "parse", lambda text: [])
+    with pytest.raises(AssertionError, match="address"):
+        TARGETS["address"].run(b"unix:path=/x")

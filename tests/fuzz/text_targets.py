@@ -92,7 +92,7 @@ def parse_address(data: bytes) -> None:
     library = libdbus()
     # What libdbus quotes of bytes that are no text is its own business.
     if library is not None and b"\0" not in data and data.isascii():
-        assert ours == _reference(library, data), ours
+        assert ours == _reference(library, data), "not the address that libdbus reads"
 
 
 # ---- match rules
@@ -183,7 +183,8 @@ def split(data: bytes) -> None:
 
 _XML_WORDS = (
     b"<busconfig>", b"</busconfig>", b"<policy context='default'>", b"</policy>", b"<allow ",
-    b"<deny ", b"send_destination='", b"send_interface='", b"receive_sender='", b"own='", b"own_prefix='",
+    b"<deny ", b"send_destination='", b"send_interface='", b"receive_sender='", b"own='",
+    b"own_prefix='",
     b"send_destination_prefix='", b"send_type='", b"eavesdrop='true'", b"user='", b"group='", b"/>",
     b"<limit name='", b"max_message_size", b"</limit>", b"<listen>", b"<include ", b"<includedir>",
     b"<!DOCTYPE a [", b"<!ENTITY a '", b"&a;", b"&lt;", b"<apparmor mode='", b"<associate own='",
@@ -236,8 +237,7 @@ def busconfig(data: bytes) -> None:
     with _Files(data):
         try:
             config = loader.load("/x/main.conf", environ={}, create_dirs=False, whole=False)
-        except ConfigError as error:
-            assert error.text
+        except ConfigError:
             return
     plain = unpack(pack(config))
     spec = list(plain.policy_spec())
@@ -268,13 +268,13 @@ def lint(data: bytes) -> None:
         check_config._shown(finding)
 
 
-@target("xml", 4096, _XML_WORDS[:2] + (b"<!DOCTYPE a [", b"<!ENTITY a '", b"&a;", b"]>", b"%b;"))
+@target("xml", 4096, (*_XML_WORDS[:2], b"<!DOCTYPE a [", b"<!ENTITY a '", b"&a;", b"]>"))
 def xml(data: bytes) -> None:
     sink = _Counting()
     try:
         config_xml.parse(data, "x", sink)
-    except ConfigError as error:
-        assert error.text
+    except ConfigError:
+        pass
     # Nothing may expand to much more than a file may be long.
     assert sink.size <= config_xml.MAX_SIZE + len(data)
 

@@ -248,7 +248,11 @@ def keyring(data: bytes) -> None:
 # ---- recordings
 
 
-@target("recording", 4096, (b"\xd4\xc3\xb2\xa1", b"\x0a\x0d\x0d\x0a", b"\xe7\0\0\0", *_MESSAGE_WORDS[:4]))
+@target(
+    "recording",
+    4096,
+    (b"\xd4\xc3\xb2\xa1", b"\x0a\x0d\x0d\x0a", b"\xe7\0\0\0", *_MESSAGE_WORDS[:4]),
+)
 def recording(data: bytes) -> None:
     try:
         made = plan(pcap.read(io.BytesIO(data)))
@@ -269,5 +273,3 @@ def trace_records(data: bytes) -> None:
         return
     for record in found:
         assert isinstance(record.what, str)
-
-

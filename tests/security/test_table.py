@@ -41,6 +41,9 @@ TABLE = {
     "dbus-broker#354": "descriptors of the bus's own messages for a slow receiver",
     "dbus-broker#367": "arguments other than the first",
     "dbus-broker#427": "errors of the kernel that pass",
+    "dbus-broker#435": "more connections than descriptors",
+    "dbus-broker#457": "a line that the log does not take",
+    "dbus-broker#462": "no descriptor, file or memory to accept a connection with",
 }
 
 

@@ -264,7 +264,7 @@ def test_a_peer_whose_credentials_fail_at_once_is_refused(world: World) -> None:
 
 
 @pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
-@pytest.mark.weakness("dbus-broker#427")
+@pytest.mark.weakness("dbus-broker#427", "dbus-broker#462")
 def test_accept_fails(world: World, tmp_path: Path, code: int) -> None:
     a, _ = world.connect()
     path = str(tmp_path / "socket")

@@ -63,7 +63,7 @@ def test_authenticated_but_silent_counts_as_incomplete() -> None:
             assert client.reply_to(client.driver(b"GetId")).signature == "s"
 
 
-@pytest.mark.weakness("CVE-2014-7824")
+@pytest.mark.weakness("CVE-2014-7824", "dbus-broker#435")
 def test_more_connections_than_descriptors() -> None:
     """EMFILE on accept ends nothing: the bus serves whom it has, and all once there is room."""
     with buses.running(with_descriptors(40)) as bus, RawClient(bus.address) as witness:

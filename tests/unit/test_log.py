@@ -148,6 +148,7 @@ def test_broken_standard_error(pipe: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("number", sorted(errno.errorcode))
+@pytest.mark.weakness("dbus-broker#457")
 def test_any_errno_only_loses_the_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
