@@ -230,6 +230,11 @@ _BODIES: tuple[tuple[str, list[Any]], ...] = (
     ("ay", [bytes(9000)]), ("h", [0]), ("sss", ["com.example.Started", "a.b", "no"]),
     ("oso", ["/a/b", "com.example.Q", "/"]), ("v", [("(yd)", (1, 0.5))]),
 )  # fmt: skip
+_TEXTS = (
+    "", "x", "/a", "a=b", "LC_ALL", "org.freedesktop.DBus", "org.freedesktop.DBus.Monitoring",
+    "Features", "type='signal'", "interface='com.example.I',arg0='x'", "eavesdrop=true", ":1.1",
+    "com.example.Started", "\u00e9" * 300,
+)  # fmt: skip
 _TIMES = (0.01, 1.0, 25.0, 61.0, 151.0)
 _MOST = 6
 
@@ -320,6 +325,25 @@ class Program:
     def raw(self) -> None:
         self.guest().send(self.take())
 
+    def value(self, kind: str) -> Any:
+        """Something of this type."""
+        code = kind[0]
+        if code == "s":
+            return (*_TEXTS, self.name().decode())[self.byte() % (len(_TEXTS) + 1)]
+        if code == "o":
+            return self.pick(_PATHS)
+        if code == "v":
+            return self.pick((("s", "x"), ("u", 7), ("a{sv}", {"k": ("b", True)})))
+        if kind == "ay":
+            return self.take()
+        if kind[:2] == "a{":
+            return {self.value(kind[2]): self.value(kind[3:-1]) for _ in range(self.byte() % 4)}
+        if code == "a":
+            return [self.value(kind[1:]) for _ in range(self.byte() % 4)]
+        if code == "(":
+            return tuple([self.value(part) for part in wire.split_signature(kind[1:-1])])
+        return self.byte() & (1 if code == "b" else 255)
+
     def ask(self) -> None:
         """Any method of the bus, with arguments that need not fit."""
         guest = self.guest()
@@ -329,7 +353,9 @@ class Program:
             signature, values = self.pick(_BODIES)
             body = wire.marshal(signature, values)
         else:
-            signature, body = method.in_sig.decode(), self.take()
+            signature = method.in_sig.decode()
+            parts = wire.split_signature(signature)
+            body = wire.marshal(signature, [self.value(part) for part in parts])
         self.send(
             guest, wire.CALL, destination=DRIVER, path=_PATHS[how >> 1 & 3],
             interface=method.interface if how & 8 else None, member=method.member,
