@@ -17,6 +17,7 @@ from jitney.compat.driver import INTERFACES
 
 from .registry import dice, pieces, target
 from .rig import SERVICES, Peer, Rig
+from .wire_targets import mended_stream
 
 DRIVER = b"org.freedesktop.DBus"
 METHODS = [method for interface in INTERFACES for method in interface.methods]
@@ -187,7 +188,7 @@ _STREAM_WORDS = (
 )  # fmt: skip
 
 
-@target("stream", 4096, _STREAM_WORDS, short=100)
+@target("stream", 4096, _STREAM_WORDS, short=100, mend=mended_stream)
 def stream(data: bytes) -> None:
     """A byte of how, then all that a client says, in one piece and then in several."""
     if not data:

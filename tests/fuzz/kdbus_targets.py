@@ -21,6 +21,7 @@ from jitney.kdbus import gvariant, matches, transcode, translate, uapi
 from jitney.kdbus.gvariant import Malformed
 
 from .registry import target
+from .wire_targets import mended
 
 NAMES = [form.name for form in uapi.FORMS]
 
@@ -69,7 +70,7 @@ def whole(data: bytes) -> None:
     assert (there.path, there.member, there.body) == (msg.path, msg.member, msg.body)
 
 
-@target("classic2", 2048, (b"l\1\0\1", b"\1\1o\0", b"\6\1s\0", b"a{sv}", b":1.1"))
+@target("classic2", 2048, (b"l\1\0\1", b"\1\1o\0", b"\6\1s\0", b"a{sv}", b":1.1"), mend=mended)
 def from_classic(data: bytes) -> None:
     msg = Message()
     if not msg.load(data):

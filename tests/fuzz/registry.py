@@ -14,26 +14,32 @@ from typing import NamedTuple
 
 class Target(NamedTuple):
     """`run` is what is fed; `longest`: how many bytes make sense; `words` are for mutations;
-    `short`: how many changed inputs the short run takes, a second's worth or so."""
+    `short`: how many changed inputs the short run takes, a second's worth or so; `mend` makes sizes
+    right that a mutation made wrong, since hardly any does so by itself."""
 
     name: str
     run: Callable[[bytes], None]
     longest: int
     words: tuple[bytes, ...]
     short: int
+    mend: Callable[[bytes], bytes] | None
 
 
 TARGETS: dict[str, Target] = {}
 
 
 def target(
-    name: str, longest: int = 4096, words: tuple[bytes, ...] = (), short: int = 2000
+    name: str,
+    longest: int = 4096,
+    words: tuple[bytes, ...] = (),
+    short: int = 2000,
+    mend: Callable[[bytes], bytes] | None = None,
 ) -> Callable[[Callable[[bytes], None]], Callable[[bytes], None]]:
     """Decorator: makes a function a target."""
 
     def register(run: Callable[[bytes], None]) -> Callable[[bytes], None]:
         assert name not in TARGETS
-        TARGETS[name] = Target(name, run, longest, words, short)
+        TARGETS[name] = Target(name, run, longest, words, short, mend)
         return run
 
     return register

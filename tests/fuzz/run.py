@@ -33,8 +33,15 @@ def child(name: str, words: list[str]) -> None:
 
     with atheris.instrument_imports(include=["jitney"]):
         from fuzz.targets import TARGETS
-    # Modules that are only imported when they are needed.
-    atheris.Setup([sys.argv[0], *words], TARGETS[name].run)
+    target = TARGETS[name]
+    mend = target.mend
+
+    def mutated(data: bytes, longest: int, seed: int) -> bytes:
+        changed: bytes = atheris.Mutate(data, longest)
+        return changed if mend is None or seed & 1 else mend(changed)
+
+    more = {} if mend is None else {"custom_mutator": mutated}
+    atheris.Setup([sys.argv[0], *words], target.run, **more)
     atheris.Fuzz()
 
 

@@ -134,7 +134,32 @@ def _codes(data: bytes) -> set[int]:
     return set(data[16 : 16 + size : 8])
 
 
-@target("message", 2048, _MESSAGE_WORDS)
+def mended(data: bytes) -> bytes:
+    """As one message, with the body as long as it is."""
+    if len(data) < 16:
+        return data
+    order: Any = "big" if data[:1] == b"B" else "little"
+    fields = min(int.from_bytes(data[12:16], order), len(data) - 16)
+    size = max(0, len(data) - (16 + fields + 7 & ~7))
+    start = data[:1] if data[:1] in b"lB" else b"l"
+    numbers = size.to_bytes(4, order) + (data[8:12] if any(data[8:12]) else b"\1\0\0\1")
+    return start + data[1:3] + b"\1" + numbers + fields.to_bytes(4, order) + data[16:]
+
+
+def mended_stream(data: bytes) -> bytes:
+    """A byte of how, a conversation, and messages, the last of which takes the rest."""
+    start = data.find(b"BEGIN\r\n") + 7 if b"BEGIN\r\n" in data else 1
+    while len(data) - start >= 16:
+        order: Any = "big" if data[start : start + 1] == b"B" else "little"
+        body, fields = (int.from_bytes(data[start + i : start + i + 4], order) for i in (4, 12))
+        size = (16 + fields + 7 & ~7) + body
+        if size > len(data) - start:
+            break
+        start += size
+    return data[:start] + mended(data[start:])
+
+
+@target("message", 2048, _MESSAGE_WORDS, mend=mended)
 def message(data: bytes) -> None:
     msg = Message()
     valid = msg.load(data)
