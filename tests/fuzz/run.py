@@ -14,6 +14,7 @@ import argparse
 import os
 import re
 import resource
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -41,7 +42,9 @@ def child(name: str, words: list[str]) -> None:
         return changed if mend is None or seed & 1 else mend(changed)
 
     more = {} if mend is None else {"custom_mutator": mutated}
-    atheris.Setup([sys.argv[0], *words], target.run, **more)
+    # A merge starts this again by its first word, in a shell.
+    again = shlex.join([sys.executable, "-m", "fuzz.run", "--child", name])
+    atheris.Setup([again, *words], target.run, **more)
     atheris.Fuzz()
 
 
@@ -128,6 +131,7 @@ class Run:
             ]  # fmt: skip
             with open(self.log, "ab") as log:
                 subprocess.run(command, env=self.env, stdout=log, stderr=log, check=True)
+            assert any(few.iterdir()), f"nothing came out, see {self.log}"
             room = PACKED
             for path in sorted(few.iterdir(), key=lambda path: (path.stat().st_size, path.name)):
                 room -= path.stat().st_size
