@@ -264,7 +264,7 @@ def find_user(name: str) -> tuple[int, int] | None:
 
     try:
         entry = pwd.getpwuid(int(name)) if name.isdecimal() else pwd.getpwnam(name)
-    except (KeyError, OverflowError):
+    except (KeyError, OverflowError, ValueError):
         return None
     return entry.pw_uid, entry.pw_gid
 

@@ -29,7 +29,8 @@ def _scan(text: str) -> tuple[int, int]:
         end -= len(digits) - octal.end()
         value = int(octal.group(), 8)
     else:
-        value = int(digits)
+        # Python refuses thousands of digits with an exception of its own.
+        value = int(digits) if len(digits) <= 20 else ULONG_MAX + 1
     return (-value if sign == "-" else value), end
 
 

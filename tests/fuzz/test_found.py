@@ -13,6 +13,7 @@ from fuzz.targets import TARGETS
 from kdbuskit import World, u64
 
 from jitney.broker.kdbus import constants as c
+from jitney.compat import process
 
 
 def block(kind: int, body: bytes) -> bytes:
@@ -23,6 +24,8 @@ def block(kind: int, body: bytes) -> bytes:
 
 SECTION = block(0x0A0D0D0A, struct.pack("<IHHq", 0x1A2B3C4D, 1, 0, -1))
 
+DIGITS = b"9" * 5000
+
 FOUND = [
     # struct.error and IndexError, of which `jitney replay` knew nothing
     ("recording", "pcapng that ends within its mark", bytes.fromhex("0a0d0d0a0d0d0a0a")),
@@ -32,6 +35,17 @@ FOUND = [
         "pcapng option behind the end of its block",
         SECTION + block(1, b"\xe7" + bytes(7) + struct.pack("<HH", 9, 1)),
     ),
+]
+FOUND += [
+    # ValueError out of int(), so that a broken file in an <includedir> was not just skipped
+    ("busconfig", f"number of 5000 digits, {what}", b"<busconfig>" + text + b"</busconfig>")
+    for what, text in {
+        "as a limit": b'<limit name="max_message_size">' + DIGITS + b"</limit>",
+        "as a user": b'<policy user="' + DIGITS + b'"/>',
+        "of descriptors": b'<policy context="default"><allow send_type="signal" min_fds="'
+        + DIGITS
+        + b'"/></policy>',
+    }.items()
 ]
 
 
@@ -48,3 +62,8 @@ def test_a_pool_larger_than_memory() -> None:
     client = World().open()
     assert client.error("HELLO", c.HELLO_ACCEPT_FD, fields) == errno.ENOMEM
     client.hello()
+
+
+def test_a_user_of_5000_digits() -> None:
+    """ValueError out of int() where the daemon becomes another user."""
+    assert process.find_user("9" * 5000) is None
