@@ -20,6 +20,8 @@ from .rig import SERVICES, Peer, Rig
 from .wire_targets import mended_stream
 
 DRIVER = b"org.freedesktop.DBus"
+USER = 1
+"""Whom the user database knows on every machine, as it does the next one; others do not get in."""
 METHODS = [method for interface in INTERFACES for method in interface.methods]
 
 
@@ -163,7 +165,7 @@ def _heard(msgs: list[Message]) -> list[tuple[Any, ...]]:
 def _listen(data: bytes, parts: list[bytes], kind: int) -> tuple[Any, ...]:
     scene = Scene.take()
     rig = scene.rig
-    guest = rig.connect(0 if kind & 2 else 1000)
+    guest = rig.connect(USER if kind & 2 else 0)
     scene.guests.append(guest)
     if kind & 1:
         guest.greet()
@@ -265,7 +267,7 @@ class Program:
     def guest(self) -> Peer:
         number = self.byte()
         if not self.guests:
-            self.guests.append(self.rig.connect(1000).greet())
+            self.guests.append(self.rig.connect(USER).greet())
         return self.guests[number % len(self.guests)]
 
     def name(self) -> bytes:
@@ -297,7 +299,7 @@ class Program:
         if len(self.guests) >= _MOST:
             return
         how = self.byte()
-        guest = self.rig.connect((0, 1000, 1001)[how % 3])
+        guest = self.rig.connect((0, USER, USER + 1)[how % 3])
         self.guests.append(guest)
         if how & 8:
             guest.greet(fds=not how & 16, hello=not how & 32)

@@ -10,7 +10,7 @@ from itertools import islice
 
 import pytest
 from fuzz import corpora, text_targets
-from fuzz.bus_targets import Scene
+from fuzz.bus_targets import USER, Scene
 from fuzz.mutate import mutated
 from fuzz.targets import TARGETS
 
@@ -65,7 +65,7 @@ def test_packed_corpora_are_small() -> None:
 
 def test_a_guest_that_stays_is_noticed() -> None:
     scene = Scene()
-    forgotten = scene.rig.connect(1000).greet()
+    forgotten = scene.rig.connect(USER).greet()
     with pytest.raises(AssertionError, match=r"'connections': \(2, 3\)"):
         scene.end()
     forgotten.close()
