@@ -15,6 +15,7 @@ import os
 import re
 import resource
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -124,10 +125,13 @@ class Run:
         from fuzz import corpora
 
         with tempfile.TemporaryDirectory() as folder:
-            few = Path(folder)
+            few, many = Path(folder, "few"), Path(folder, "many")
+            few.mkdir()
+            # A run that goes on takes away what it has made smaller.
+            shutil.copytree(self.corpus, many)
             command = [
                 sys.executable, "-m", "fuzz.run", "--child", self.name, "-merge=1", str(few),
-                str(self.corpus), f"-max_len={longest}", "-rss_limit_mb=4096",
+                str(many), f"-max_len={longest}", "-rss_limit_mb=4096",
             ]  # fmt: skip
             with open(self.log, "ab") as log:
                 subprocess.run(command, env=self.env, stdout=log, stderr=log, check=True)
