@@ -150,7 +150,7 @@ cdef class Link:
 
     `prepare()` says what it will send, `expect()` what it must get."""
 
-    def __init__(self, path, *, with_fds=False):
+    def __init__(self, path, *, with_fds=False, patient=False):
         self.sock = sock = socket.socket(socket.AF_UNIX)
         sock.connect(path)
         self.fd = sock.fileno()
@@ -162,9 +162,13 @@ cdef class Link:
         if self.buf is NULL or self.batch is NULL:
             raise MemoryError
         sock.settimeout(PATIENCE / 1000)
-        # BEGIN waits for the answer: a proxy in between does not know otherwise whose word is next.
-        begin = b"BEGIN\r\n"
-        sock.sendall(auth_lines(with_fds).removesuffix(begin))
+        said = auth_lines(with_fds) + hello()
+        waits = b""
+        if patient:
+            # An old proxy in between would not know otherwise where the answer ends.
+            said, begin, waits = said.partition(b"BEGIN\r\n")
+            waits = begin + waits
+        sock.sendall(said)
         data = b""
         lines = 2 if with_fds else 1
         name = None
@@ -179,7 +183,7 @@ cdef class Link:
                 if not line.startswith((b"OK ", b"AGREE_UNIX_FD")):
                     raise LoadError(f"the broker did not let us in: {line!r}")
                 if not lines:
-                    sock.sendall(begin + hello())
+                    sock.sendall(waits)
             if not lines:
                 name, data = parse_string_reply(data, 1)
         self.name = name

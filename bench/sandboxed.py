@@ -87,7 +87,10 @@ def _measured(door: str, bus: str, shift: int) -> tuple[Histogram, float]:
 @contextlib.contextmanager
 def _pair(door: str, bus: str, window: int, shift: int) -> Iterator[tuple[Link, Link]]:
     """A caller behind the door and its server. Serials only go up: older proxies insist."""
-    with contextlib.closing(Link(bus)) as server, contextlib.closing(Link(door)) as caller:
+    with (
+        contextlib.closing(Link(bus)) as server,
+        contextlib.closing(Link(door, patient=True)) as caller,
+    ):
         server.ask(wire.driver_call(b"RequestName", b"su", name_body(NAME), 5), 5)
         # The proxy has to have heard of that.
         caller.ask(wire.driver_call(b"GetId", serial=5), 5)
