@@ -74,10 +74,8 @@ def serve(front: Any, left: float) -> tuple[bool, list[tuple[int, int]]]:
     stream = front.stream
     # Those that asked before this round; who asks in it waits for the next.
     settling, front.settling = front.settling, []
-    if settling:
-        ready = front.poll.poll(0, max(ROUND, len(peers)))
-    else:
-        ready = front.poll.poll(left, ROUND)
+    most = max(ROUND, len(peers)) if settling else ROUND
+    ready = front.poll.poll(0 if settling else left, most)
     with front.domain.lock:
         front.serving = True
         front.number += 1
