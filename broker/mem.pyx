@@ -445,13 +445,7 @@ cdef class Ring:
 
     def items(self):
         """(size, fds, tally) of each message, oldest first."""
-        cdef Py_ssize_t i
-        cdef Charge slot
-        out = []
-        for i in range(self.count):
-            slot = self.slots[(self.first + i) & (self.cap - 1)]
-            out.append((slot.size, slot.fds, slot.tally))
-        return out
+        return [entry[1:4] for entry in self.entries()]
 
     def entries(self):
         """(bytes left, size, fds, tally, when) of each message, oldest first."""
@@ -564,11 +558,8 @@ cdef class Map64:
 
     def keys(self):
         cdef Py_ssize_t i
-        out = []
-        for i in range(self.mask + 1):
-            if self.slots[i].value is not NULL:
-                out.append(self.slots[i].key)
-        return out
+        slots = self.slots
+        return [slots[i].key for i in range(self.mask + 1) if slots[i].value is not NULL]
 
 
 class _Probe:

@@ -354,7 +354,8 @@ def fails(command: list[str], folder: Path, name: str) -> tuple[int, str, list[s
     )
     assert done.stdout == ""
     lines = [line for line in done.stderr.splitlines() if line and "fd limit" not in line]
-    (line,) = lines
+    assert len(lines) == 1, lines
+    line = lines[0]
     match = re.fullmatch(r"dbus(?:-daemon)?\[\d+\]: Failed to start message bus: (.*)", line)
     assert match, line
     text = match.group(1).replace(str(folder), "FOLDER")
