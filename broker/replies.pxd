@@ -15,6 +15,7 @@ cdef class Slot:
     cdef Slot next
     cdef Slot earlier
     cdef Slot later
+    cdef bint of(self, Connection caller, Connection callee, uint64_t serial) except -1
 
 cdef class Replies:
     cdef Slot spare

@@ -28,6 +28,10 @@ class Slot:
         self.earlier: Slot | None = None
         self.later: Slot | None = None
 
+    def of(self, caller: Connection, callee: Connection, serial: int) -> bool:
+        """Whether it is, still, the slot of this call."""
+        return self.caller is caller and self.callee is callee and self.serial == serial
+
 
 class Replies:
     """All awaited replies of a bus."""

@@ -234,8 +234,9 @@ class Router:
             if slot is not None and conn.counts is not None:
                 conn.counts.answered(self.accounts.moment - slot.since)
         self.unicast_for(conn, dest, msg, slot is not None)
-        # Not before: without memory the sender goes, and then whoever waits for it is told.
-        if slot is not None:
+        # Not before: without memory the sender goes, and then whoever waits for it is told. Another
+        # front that took the reply may have ended the slot itself, and it may be in use again.
+        if slot is not None and slot.of(dest, conn, msg.reply_serial):
             self.replies.end(slot)
 
     def unicast_for(

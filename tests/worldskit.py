@@ -37,6 +37,8 @@ class ClassicCreds:
     def groups(self) -> list[int]:
         return [self.uid, 4242]
 
+    kernel_groups = groups
+
     def label(self) -> bytes | None:
         return b"a_label"
 

@@ -45,7 +45,7 @@ class GuestCaller(Caller):
                 if known.pid is not None:
                     facts.pids = (known.pid, 0, 0)
                     self.place(facts)
-                facts.groups = known.groups()
+                facts.groups = known.kernel_groups()
                 facts.seclabel = known.label()
         return self._facts
 
@@ -121,6 +121,8 @@ class Known:
         if self._groups is None or self.gid is None:
             return None
         return sorted({*self._groups, self.gid})
+
+    kernel_groups = groups
 
     def label(self) -> bytes | None:
         return self._label or None

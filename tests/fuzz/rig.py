@@ -147,6 +147,8 @@ class Creds:
     def groups(self) -> list[int]:
         return [self.gid]
 
+    kernel_groups = groups
+
     def label(self) -> None:
         return None
 
@@ -159,6 +161,8 @@ class Rig:
 
     fd_limit = None
     metrics = ()
+    guid = GUID
+    mount = None
     address = f"unix:path=/x,guid={GUID}"
 
     def __init__(self) -> None:

@@ -71,6 +71,8 @@ class World:
             log=Log(stderr=False),
             fd_limit=None,
             address="",
+            guid="",
+            mount=None,
             listeners=[],
             reload=lambda: None,
         )
