@@ -29,7 +29,7 @@ from ..errors import FAILED, DBusError
 from . import form, keeper
 from .channel import MAX_FDS, Broken, Channel, Packet, pair
 from .document import composed, places_of
-from .peers import strangers
+from .peers import stays
 
 if TYPE_CHECKING:
     from ..daemon import Daemon
@@ -71,10 +71,9 @@ class Giver:
         daemon = self.daemon
         service: Any = daemon.service
         self.loop = service.hub.loop
-        if strangers(service.hub):
-            raise DBusError(
-                FAILED, "Upgrade is not possible: there are connections that are no sockets"
-            )
+        what = stays(service)
+        if what:
+            raise DBusError(FAILED, f"Upgrade is not possible: there are {what}")
         try:
             self.channel, its = pair()
             with its:
@@ -144,8 +143,9 @@ class Giver:
         service.hub.flush()
         began = time.monotonic_ns()
         used = time.process_time_ns()
-        if strangers(service.hub):
-            raise Broken("cannot take over connections that are no sockets")
+        what = stays(service)
+        if what:
+            raise Broken(f"cannot take over {what}")
         kept = None
         if daemon.keeper is None and not os.environ.get("NOTIFY_SOCKET"):
             # Nobody but the pid's owner knows who waits for it.

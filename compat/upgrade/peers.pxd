@@ -13,8 +13,8 @@ cdef int _OPEN, _CLOSED
 
 @cython.locals(peer=Peer)
 cpdef list newcomers(Hub hub)
-@cython.locals(conn=Connection)
-cpdef Py_ssize_t strangers(Hub hub)
+@cython.locals(hub=Hub, conn=Connection)
+cpdef str stays(object service)
 @cython.locals(peer=Peer)
 cpdef dict export_peers(Hub hub, list listeners, dict places, object luggage)
 cdef dict _peer(Peer peer, Py_ssize_t listener, dict places, object luggage)

@@ -50,13 +50,17 @@ def newcomers(hub: Hub) -> list[Connection]:
     return found
 
 
-def strangers(hub: Hub) -> int:
-    """Connections of the bus that are none of the hub's sockets: they could not come along."""
-    count = 0
+def stays(service: Any) -> str:
+    """What could not come along, and so keeps the bus where it is; "" if nothing does."""
+    hub = service.hub
+    if service.kdbus is not None:
+        return "clients of kdbus"
+    if hub.bus.endpoints:
+        return "endpoints"
     for conn in hub.bus.connections.values():
         if not isinstance(conn.transport, Peer):
-            count += 1
-    return count
+            return "connections that are no sockets"
+    return ""
 
 
 def export_peers(

@@ -80,11 +80,12 @@ class Store:
     def adopt(self, peers: list[Any]) -> None:
         """Those that are there when a new process goes on."""
         for peer in peers:
-            if peer is not None and peer.conn is not None and peer.conn.id:
+            conn = peer.conn if peer is not None else None
+            if conn is not None and conn.id and conn.endpoint is None:
                 peer.store = self
                 if peer.blocked:
-                    self.blocked.add(peer.conn.id)
-                self.put(f"{CONNECTION}{peer.conn.id}", peer.fd)
+                    self.blocked.add(conn.id)
+                self.put(f"{CONNECTION}{conn.id}", peer.fd)
 
     # The journal
 
@@ -131,6 +132,9 @@ class Store:
     # What happens
 
     def came(self, conn: Connection) -> None:
+        if conn.endpoint is not None:
+            # Endpoints are not stored, and without its own nobody may come back.
+            return
         self.note("hello", conn.id, conn.user.uid, bool(conn.accepts_fds))
         self.put(f"{CONNECTION}{conn.id}", conn.transport.fd)
         conn.transport.store = self

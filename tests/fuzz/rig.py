@@ -176,7 +176,7 @@ class Rig:
         self.bus, self.hub = self.service.bus, self.service.hub
         self.bus.clock = self.loop.time
         offer = Offer(GUID, ("EXTERNAL", "ANONYMOUS"), False)
-        self.listener = SimpleNamespace(nonce=b"", kind="unix", offer=offer)
+        self.listener = SimpleNamespace(nonce=b"", kind="unix", offer=offer, endpoint=None)
 
     def reload(self) -> None:
         self.second = not self.second

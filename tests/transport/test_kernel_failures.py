@@ -85,7 +85,7 @@ class World:
         ours, theirs = socket.socketpair()
         faulty = FaultySocket(ours)
         faulty.faults = faults or {}
-        listener = SimpleNamespace(kind="unix", nonce=b"", offer=self.offer)
+        listener = SimpleNamespace(kind="unix", nonce=b"", offer=self.offer, endpoint=None)
         self.hub.admit(sysio.attach(faulty), listener)  # type: ignore[arg-type]
         client = RawClient.__new__(RawClient)
         client.timeout, client.serial, client.closed = 5.0, 0, False
@@ -399,7 +399,7 @@ def test_a_bug_in_the_first_read_keeps_no_socket(
     before = world.hub.n_peers
     monkeypatch.setattr(world.hub, "read_auth", raise_once(world.hub.read_auth))
     ours, theirs = socket.socketpair()
-    listener = SimpleNamespace(kind="unix", nonce=b"", offer=world.offer)
+    listener = SimpleNamespace(kind="unix", nonce=b"", offer=world.offer, endpoint=None)
     world.hub.admit(sysio.attach(ours), listener)  # type: ignore[arg-type]
     assert world.hub.n_peers == before
     assert not world.hub.incomplete

@@ -171,6 +171,21 @@ def test_a_configuration_that_is_broken_by_now(bus: buses.Daemon, busy: list[Raw
     upgrade(busy[1])
 
 
+def test_endpoints_cannot_come_along(bus: buses.Daemon, busy: list[RawClient]) -> None:
+    """Their clients would be on the bus without them: then it had better stay where it is."""
+    client = busy[1]
+    endpoints = b"org.jitney.Endpoints1"
+    path = str(bus.directory / "box")
+    added = client.driver(b"Add", "ssasa{sv}", "box", path, [], {}, interface=endpoints)
+    assert client.reply_to(added).error_name is None
+    with pytest.raises(NotUpgraded, match="Upgrade is not possible: there are endpoints"):
+        upgrade(client)
+    goes_on(bus.address, busy)
+    removed = client.driver(b"Remove", "s", "box", interface=endpoints)
+    assert client.reply_to(removed).error_name is None
+    upgrade(client)
+
+
 def test_the_old_one_dies_meanwhile(
     bus: buses.Daemon, busy: list[RawClient], tmp_path: Path
 ) -> None:
