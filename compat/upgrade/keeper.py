@@ -18,7 +18,11 @@ import os
 import select
 import signal
 import sys
+import time
 from typing import NoReturn
+
+HEIR_AFTER = 300
+"""Hundredths of a second after which a process that is no child of ours never becomes one."""
 
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -63,12 +67,20 @@ class Keeper:
             except OSError:
                 return
             if not packet:
-                # The kernel closes a process's descriptors before it tells of its end.
-                try:
-                    leave(os.waitpid(self.pid, 0)[1])
-                except ChildProcessError:
-                    leave(self.ended.get(self.pid, 0))
+                leave(self.last())
             self.pid = int(packet)
+
+    def last(self) -> int:
+        """How the bus ended. The kernel closes a process's descriptors before it tells of its end,
+        and before we become the parent of its children."""
+        for _ in range(HEIR_AFTER):
+            try:
+                return os.waitpid(self.pid, 0)[1]
+            except ChildProcessError:
+                if self.pid in self.ended:
+                    return self.ended[self.pid]
+                time.sleep(0.01)
+        return 0
 
     def reap(self) -> None:
         while True:
