@@ -7,6 +7,8 @@ what was installed. This folder itself is importable (`pythonpath` in pyproject.
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import importlib
 import os
 import time
@@ -16,6 +18,9 @@ from importlib.machinery import EXTENSION_SUFFIXES
 import buses
 import pytest
 from rawclient import RawClient
+
+
+LOOSE = ("/dev/null", "/memfd:", "anon_inode:[pidfd]", "pipe:")
 
 
 def _installed() -> tuple[str, str]:
@@ -33,6 +38,19 @@ def pytest_configure() -> None:
 
 def pytest_report_header() -> str:
     return "jitney: {}, {}".format(*_installed())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _nothing_left_open() -> Iterator[None]:
+    """Descriptors without an object that owns them (they came with messages, or a client under
+    test was given them) do not add up over thousands of tests: select() ends at 1024."""
+    before = _descriptors(os.getpid()).keys()
+    yield
+    gc.collect()
+    for fd, kind in _descriptors(os.getpid()).items():
+        if fd not in before and kind.startswith(LOOSE):
+            with contextlib.suppress(OSError):
+                os.close(fd)
 
 
 @pytest.fixture

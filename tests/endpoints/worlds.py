@@ -88,7 +88,9 @@ class World:
             assert message is not None, f"{label} was thrown out"
             if message.reply_serial == last:
                 return
-            self.inbox.append((label, message))
+            # When a bus looks at its directories again is its own affair.
+            if message.member != "ActivatableServicesChanged":
+                self.inbox.append((label, message))
 
     def settle(self) -> dict[str, list[Any]]:
         """What everybody has got since the last time."""

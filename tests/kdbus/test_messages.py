@@ -272,7 +272,8 @@ def test_share_of_a_pool(world: World) -> None:
         big = vec(sender, bytes(8192))
         while sender.send(message(0, name + big)) == 0:
             sent += 8192
-        assert most * 0.9 < sent <= most
+        # Each is larger than its payload by what is told of its sender.
+        assert most * 0.85 < sent <= most
         # Another connection of the same user has no share of its own.
         second = world.conn(uid=sender.creds.uid)
         assert second.send(message(0, name + vec(second, bytes(8192)))) == e.ENOBUFS

@@ -137,7 +137,9 @@ def goes_on(address: str, old: Predecessor) -> None:
     heard = waiting.receive()
     assert heard is not None
     assert heard.member == "Watched"
-    assert select.select([old.clients[6]], [], [], 10)[0], "the monitor sees nothing"
+    poll = select.poll()
+    poll.register(old.clients[6], select.POLLIN)
+    assert poll.poll(10000), "the monitor sees nothing"
 
 
 def revived(old: Predecessor, number: int) -> RawClient:
