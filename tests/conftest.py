@@ -19,7 +19,6 @@ import buses
 import pytest
 from rawclient import RawClient
 
-
 LOOSE = ("/dev/null", "/memfd:", "anon_inode:[pidfd]", "pipe:")
 
 
