@@ -22,6 +22,8 @@ from .users import UserDatabase
 
 # A chain of includes longer than this is a circle in disguise.
 MAX_DEPTH = 50
+MAX_INCLUDED = 2000
+"""How many files one configuration may include, each as often as it does."""
 
 
 def load(
@@ -54,6 +56,7 @@ class Loader:
         self.users = UserDatabase()
         # The included files that are being read, outermost first; the main file is not among them.
         self.stack: list[str] = []
+        self.included = 0
 
     def read(self, path: str, line: int, by: str) -> Draft:
         """Reads one file, which `by` names in its line `line`."""
@@ -67,6 +70,10 @@ class Loader:
         entry = directory_entry(path)
         if entry in self.stack or len(self.stack) >= MAX_DEPTH:
             raise ConfigError(by, line, f"Circular inclusion of file '{path}'")
+        # Directories whose files include each other's are no circle, and have n! ways through them.
+        self.included += 1
+        if self.included > MAX_INCLUDED:
+            raise ConfigError(by, line, f"More than {MAX_INCLUDED} files are included")
         self.stack.append(entry)
         try:
             into.take_over(self.read(path, line, by))

@@ -6,6 +6,8 @@ import os
 
 import pytest
 
+pytest.importorskip("jitney.bench.rpc", reason="the load is compiled code")
+
 from jitney.bench import kdbus
 
 

@@ -98,6 +98,18 @@ def test_ignore_missing_means_what_the_file_includes_too(tmp_path: Path) -> None
         assert ask_daemon(f"{tmp_path}/bus.conf", tmp_path)[0]
 
 
+def test_directories_that_include_each_other(tmp_path: Path) -> None:
+    """No file includes itself, but there are 12! ways through them."""
+    folder = tmp_path / "d"
+    folder.mkdir()
+    for number in range(12):
+        (folder / f"{number}.conf").write_text(
+            f"<busconfig><includedir>{folder}</includedir></busconfig>"
+        )
+    config = read(tmp_path, f"<includedir>{folder}</includedir>")
+    assert any("More than 2000 files are included" in each.text for each in config.warnings)
+
+
 def test_circles(tmp_path: Path) -> None:
     included(tmp_path, "a.conf", "<include>b.conf</include>")
     included(tmp_path, "b.conf", "\n<include>./a.conf</include>")
