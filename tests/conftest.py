@@ -19,7 +19,7 @@ import buses
 import pytest
 from rawclient import RawClient
 
-LOOSE = ("/dev/null", "/memfd:", "anon_inode:[pidfd]", "pipe:")
+LOOSE = ("/dev/null", "/memfd:", "anon_inode:[pidfd]")
 
 
 def _installed() -> tuple[str, str]:
