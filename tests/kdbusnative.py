@@ -278,6 +278,9 @@ class NativeClient(Client):
         self.socket.close()
         while self.handle.first is not None:
             pass
+        # The round in which that was seen is over.
+        with self.handle.domain.lock:
+            pass
         self.release()
 
     def release(self) -> None:
