@@ -185,9 +185,7 @@ def _peer_pid(fd: int) -> int:
 def open_fds() -> list[int] | None:
     """Numbers of the open descriptors; None where the system does not list them. The one that was
     used to list them may be among them."""
-    for folder in ("/proc/self/fd",) if LINUX else ("/dev/fd",):
-        try:
-            return [int(name) for name in os.listdir(folder)]
-        except (OSError, ValueError):
-            continue
-    return None
+    try:
+        return [int(name) for name in os.listdir("/proc/self/fd" if LINUX else "/dev/fd")]
+    except (OSError, ValueError):
+        return None
