@@ -6,9 +6,10 @@ called is what its launcher said; who its clients are is what the kernel says.
 
 The interface is modelled on org.freedesktop.DBus.Containers1 of dbus's development branch, which no
 release has, and does not go by that name as long as it may change. There, the launcher's end stops
-the listening and leaves the clients alone, and so it does here. The named argument
-`org.jitney.Policy` (as) is ours: lines as in jitney.compat.endpoints.policy. Without it all may be
-done in a container that its user may do on the bus, but for opening further ones.
+the listening and leaves the clients alone, and so it does here. The named arguments are ours.
+`org.jitney.Policy` (as): lines as in jitney.compat.endpoints.policy. Without it all may be done in
+a container that its user may do on the bus, but for opening further ones. `org.jitney.Socket` (h):
+the launcher's own listening socket, in place of one that the bus makes.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 NAME = "org.jitney.Containers1"
 _PATH = "/org/jitney/Containers1/c"
 _POLICY = "org.jitney.Policy"
+_SOCKET = "org.jitney.Socket"
+_ARGUMENTS = {_POLICY: "as", _SOCKET: "h"}
 
 
 class Container:
@@ -55,6 +58,7 @@ class Container:
 
 def add_server(driver: Driver, conn: Connection, msg: Message) -> bytes | None:
     from ..endpoints.doors import check_creator
+    from ..endpoints.passed import server_of
 
     check_creator(conn)
     kind, name, metadata, given = wire.unmarshal(msg.signature, msg.body(), msg.big_endian)
@@ -62,19 +66,25 @@ def add_server(driver: Driver, conn: Connection, msg: Message) -> bytes | None:
         raise DBusError(
             INVALID_ARGS, f"'{kind}' is not a container type: it is a name like a bus's"
         )
-    lines: list[str] = []
-    for key, (signature, value) in given.items():
-        if key != _POLICY:
+    for key, (signature, _) in given.items():
+        if key not in _ARGUMENTS:
             raise DBusError(INVALID_ARGS, f"Named argument {key} is not understood")
-        if signature != "as":
-            raise DBusError(INVALID_ARGS, f"{key} must be of type as, not {signature}")
-        lines = value
+        wanted = _ARGUMENTS[key]
+        if signature != wanted:
+            raise DBusError(INVALID_ARGS, f"{key} must be of type {wanted}, not {signature}")
     doors = driver.context.endpoints()
-    doors.last_container += 1
-    number = doors.last_container
-    folder = _folder(doors)
-    path = f"{folder}/dbus-{os.urandom(6).hex()}"
-    door = doors.open(conn, f"container-{number}", path, lines, {"filter": _POLICY in given})
+    server = server_of(msg, given[_SOCKET][1]) if _SOCKET in given else None
+    try:
+        path = f"{_folder(doors)}/dbus-{os.urandom(6).hex()}" if server is None else ""
+        doors.last_container += 1
+        number = doors.last_container
+        lines = given[_POLICY][1] if _POLICY in given else []
+        options = {"filter": _POLICY in given}
+        door = doors.open(conn, f"container-{number}", path, lines, options, server)
+    except DBusError:
+        if server is not None:
+            server.close()
+        raise
     instance = f"{_PATH}{number}"
     door.container = Container(instance, kind, name, metadata, _creator(conn))
     door.lingers = True
@@ -84,6 +94,7 @@ def add_server(driver: Driver, conn: Connection, msg: Message) -> bytes | None:
         "org.jitney.ContainerName": ("s", name),
     }
     door.ended = functools.partial(_removed, driver, instance)
+    # Who brought a socket knows where it is.
     return wire.marshal("oays", (instance, path.encode() + b"\0", door.server.address))
 
 
@@ -184,7 +195,7 @@ INTERFACE = Interface(
         Method("DescribeInstance", "o", "a{sv}ssa{sv}", describe_instance, privileged=True),
         Method("GetConnectionInstance", "s", "oa{sv}ssa{sv}", get_connection_instance),
     ],
-    properties=[Property("SupportedArguments", "as", lambda driver: [_POLICY])],
+    properties=[Property("SupportedArguments", "as", lambda driver: list(_ARGUMENTS))],
     signals="""\
     <signal name="InstanceRemoved">
       <arg type="o"/>

@@ -8,7 +8,7 @@ The interface is our own; dbus-daemon has none like it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .. import wire
 from ..errors import INVALID_ARGS, DBusError
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from jitney.broker.connection import Connection
     from jitney.broker.message import Message
 
+    from ..listen import Server
     from .driver import Driver
 
 NAME = "org.jitney.Endpoints1"
@@ -28,13 +29,39 @@ def add(driver: Driver, conn: Connection, msg: Message) -> bytes | None:
 
     check_creator(conn)
     name, path, lines, given = wire.unmarshal(msg.signature, msg.body(), msg.big_endian)
+    return _open(driver, conn, name, path, lines, given, None)
+
+
+def add_with_socket(driver: Driver, conn: Connection, msg: Message) -> bytes | None:
+    from ..endpoints.doors import check_creator
+    from ..endpoints.passed import server_of
+
+    check_creator(conn)
+    name, place, lines, given = wire.unmarshal(msg.signature, msg.body(), msg.big_endian)
+    server = server_of(msg, place)
+    try:
+        return _open(driver, conn, name, "", lines, given, server)
+    except DBusError:
+        server.close()
+        raise
+
+
+def _open(
+    driver: Driver,
+    conn: Connection,
+    name: str,
+    path: str,
+    lines: list[str],
+    given: dict[str, tuple[str, Any]],
+    server: Server | None,
+) -> bytes:
     options = {}
     for key, (signature, value) in given.items():
         if signature != "b":
             raise DBusError(INVALID_ARGS, f'"{key}" must be of type b, not {signature}')
         options[key] = value
     doors = driver.context.endpoints()
-    door = doors.open(conn, name, path, lines, options)
+    door = doors.open(conn, name, path, lines, options, server)
     if door.creator is not None:
         door.ended = lambda: _removed(driver, conn, name)
     return wire.string(door.server.address)
@@ -90,6 +117,7 @@ INTERFACE = Interface(
     NAME,
     [
         Method("Add", "ssasa{sv}", "s", add, privileged=True),
+        Method("AddWithSocket", "shasa{sv}", "s", add_with_socket, privileged=True),
         Method("Remove", "s", "", remove, privileged=True, ack=True),
         Method("List", "", "s", list_endpoints, privileged=True),
         Method("Learned", "s", "as", learned, privileged=True),

@@ -93,8 +93,11 @@ class Doors:
         path: str,
         lines: Iterable[str],
         options: Mapping[str, Any],
+        server: Server | None = None,
     ) -> Door:
-        """Opens one for `conn`, which may. Raises DBusError, and then nothing has changed."""
+        """Opens one for `conn`, which may. Raises DBusError, and then nothing has changed.
+
+        Its socket is made at `path`, if it has no `server` yet."""
         if not _NAME.match(name):
             raise DBusError(INVALID_ARGS, f"'{name}' is no name for an endpoint")
         if name in self.by_name:
@@ -119,9 +122,10 @@ class Doors:
             bool(options.get("sloppy-names")),
             Learned() if options.get("learn") else None,
         )
-        if not path.startswith("/"):
-            raise DBusError(INVALID_ARGS, f"'{path}' is no absolute path")
-        server = listen(f"unix:path={escape(path)}", self.service.front.sink.warning)
+        if server is None:
+            if not path.startswith("/"):
+                raise DBusError(INVALID_ARGS, f"'{path}' is no absolute path")
+            server = listen(f"unix:path={escape(path)}", self.service.front.sink.warning)
         door = Door(name, endpoint, server, lines, uid)
         door.log = bool(options.get("log"))
         door.creator = None if options.get("persistent") else conn
