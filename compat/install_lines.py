@@ -51,9 +51,24 @@ start_post() {{
     done
 }}
 
+# By the pid alone: Debian's start-stop-daemon does not know a script by --exec.
+stop() {{
+    if [ "$supervisor" = supervise-daemon ]; then
+        default_stop
+        return
+    fi
+    ebegin "Stopping the bus"
+    start-stop-daemon --stop --oknodo --retry 15 --pidfile "$pidfile"
+    eend $?
+}}
+
 reload() {{
     ebegin "Reloading the configuration of the bus"
-    start-stop-daemon --signal HUP --pidfile "$pidfile"
+    if [ "$supervisor" = supervise-daemon ]; then
+        supervise-daemon "$RC_SVCNAME" --signal HUP --pidfile "$pidfile"
+    else
+        kill -HUP "$(cat "$pidfile")"
+    fi
     eend $?
 }}
 END

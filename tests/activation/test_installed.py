@@ -8,18 +8,16 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
-import buses
 import pytest
+from activation.inside import bus_of, heredoc, programs, running_inside
 from activation.systembus import SOCKET, impossible
 from rawclient import RawClient
 
-from jitney.compat import install_lines, install_policy, install_units
+from jitney.compat import install_lines, install_units
 
 WHY_NOT = impossible()
 needs_root = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT or "-")
@@ -28,72 +26,13 @@ socket_activate = shutil.which("systemd-socket-activate")
 
 @pytest.fixture
 def daemon(tmp_path: Path) -> str:
-    """The path of a jitney-daemon, with what pip installs beside it."""
-    bin = tmp_path / "bin"
-    bin.mkdir()
-    command_line = "from jitney.compat.command import main_entry; main_entry()"
-    for name, command in (
-        ("jitney-daemon", buses.jitney_command()),
-        ("jitney", [sys.executable, "-c", command_line]),
-        ("python", [sys.executable]),
-    ):
-        # systemd hands on no environment.
-        path = f"export PYTHONPATH={shlex.quote(os.environ.get('PYTHONPATH', ''))}"
-        (bin / name).write_text(f'#!/bin/sh\n{path}\nexec {shlex.join(command)} "$@"\n')
-        (bin / name).chmod(0o755)
-    return str(bin / "jitney-daemon")
-
-
-@contextmanager
-def running_inside(command: list[str], **more: object) -> Iterator[subprocess.Popen[bytes]]:
-    """A command with an empty /run/dbus of its own, and with our policy, as root."""
-    folder = install_policy.FOLDER
-    script = (
-        "mount -t tmpfs -o mode=755 none /run/dbus && "
-        f"mount -t tmpfs -o mode=755 none {folder} && "
-        f"printf %s {shlex.quote(install_policy.TEXT)} > {folder}/org.jitney.conf && "
-        'exec "$@"'
-    )
-    process = subprocess.Popen(
-        ["unshare", "--mount", "sh", "-c", script, "sh", *command], process_group=0, **more
-    )  # type: ignore[call-overload]
-    try:
-        yield process
-    finally:
-        for number in (15, 9):
-            try:
-                os.killpg(process.pid, number)
-                process.wait(5)
-            except (ProcessLookupError, subprocess.TimeoutExpired):
-                continue
-        process.wait()
-
-
-def bus_of(process: subprocess.Popen[bytes]) -> RawClient:
-    """A client of the bus at the usual place, as soon as there is one."""
-    address = f"unix:path=/proc/{process.pid}/root{SOCKET}"
-    deadline = time.monotonic() + 15
-    while True:
-        try:
-            client = RawClient(address)
-        except OSError:
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-            continue
-        client.hello()
-        return client
+    return programs(tmp_path)
 
 
 def words_of(unit: str, key: str) -> list[str]:
     (line,) = [line for line in unit.splitlines() if line.startswith(key + "=")]
     # "+": outside of the sandbox, where this test is.
     return shlex.split(line.partition("=")[2].removeprefix("+"))
-
-
-def heredoc(lines: str, file: str) -> str:
-    """What the printed lines write into a file."""
-    return lines.partition(f"cat > {file} <<'END'\n")[2].partition("END\n")[0]
 
 
 @needs_root
