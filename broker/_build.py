@@ -18,6 +18,7 @@ stands alone and nothing of the project imports it.
 from __future__ import annotations
 
 import os
+import platform
 import sys
 import tempfile
 from collections.abc import Collection
@@ -119,7 +120,12 @@ class BuildExt(build_ext):
                 output_dir=self.build_temp,
                 extra_postargs=SHIM_FLAGS,
             )
-            self.compiler.link_shared_object(objects, str(target), libraries=["dl"])
+            # By its file's name: dlsym() is there up to glibc 2.33, and what is linked with a newer
+            # one is to run with those as well.
+            dl = ":libdl.so.2" if platform.libc_ver()[0] == "glibc" else "dl"
+            self.compiler.link_shared_object(
+                objects, str(target), libraries=[dl], extra_preargs=["-Wl,--no-as-needed"]
+            )
         except (BaseError, CompileError, LinkError, OSError) as error:
             if REQUIRE:
                 raise

@@ -11,7 +11,6 @@
 #include <errno.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <sys/syscall.h>
 
 #define ITEM_NEGOTIATE 1
@@ -269,7 +268,7 @@ bool pool_map(void *address, size_t length, int protection, int flags, int fd, o
 		error = -pool;
 	else if (protection & PROT_WRITE)
 		error = EPERM;
-	else if (fstat(pool, &status) == 0 && length > (uint64_t)status.st_size)
+	else if (sys_fstat(pool, &status) == 0 && length > (uint64_t)status.st_size)
 		error = EFAULT;
 	else {
 		/* Shared, and of a file that is open for reading: it can never be made writable. */

@@ -24,6 +24,13 @@
 #undef openat64
 #undef mmap64
 
+/* Since glibc 2.34 it is in libc itself and has a second version; the first is in all of them. */
+#if defined(__GLIBC__) && defined(__x86_64__)
+__asm__(".symver dlsym, dlsym@GLIBC_2.2.5");
+#elif defined(__GLIBC__) && defined(__aarch64__)
+__asm__(".symver dlsym, dlsym@GLIBC_2.17");
+#endif
+
 #define EXPORT __attribute__((visibility("default")))
 #define KDBUS_LETTER 0x95
 

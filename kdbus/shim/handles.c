@@ -15,7 +15,6 @@
 #include <fcntl.h>
 #include <linux/futex.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -106,7 +105,7 @@ uint64_t socket_id(int fd)
 	if (errno == ENOTSOCK || errno == EBADF)
 		return 0;
 	/* Before Linux 4.12. */
-	if (fstat(fd, &status) < 0 || !S_ISSOCK(status.st_mode))
+	if (sys_fstat(fd, &status) < 0 || !S_ISSOCK(status.st_mode))
 		return 0;
 	return ((uint64_t)status.st_ino | 1ULL << 63) + FIRST_ID;
 }

@@ -12,7 +12,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -84,7 +83,7 @@ int node_open(int directory, const char *path, int flags)
 	node = real_openat(directory, path, O_PATH | O_CLOEXEC | (flags & O_NOFOLLOW), 0);
 	if (node < 0)
 		return -1;
-	if (fstat(node, &status) == 0 && S_ISSOCK(status.st_mode)) {
+	if (sys_fstat(node, &status) == 0 && S_ISSOCK(status.st_mode)) {
 		node = sys_fd_up(node); /* the program gets the lowest number */
 		fd = (int)syscall(SYS_socket, AF_UNIX,
 				  SOCK_SEQPACKET | (flags & O_CLOEXEC ? SOCK_CLOEXEC : 0), 0);

@@ -22,6 +22,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/types.h>
 #include <sys/uio.h>
 
@@ -109,6 +110,7 @@ struct channel {
 HIDDEN ssize_t sys_sendmsg(int fd, const struct msghdr *message);
 HIDDEN ssize_t sys_recvmsg(int fd, struct msghdr *message, int flags);
 HIDDEN int sys_close(int fd);
+HIDDEN int sys_fstat(int fd, struct stat *status);
 HIDDEN int sys_fd_up(int fd); /* the same out of the program's way, close-on-exec */
 HIDDEN uint32_t sys_tid(void);
 HIDDEN uint32_t sys_pid(void);

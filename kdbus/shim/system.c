@@ -10,7 +10,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -55,11 +54,21 @@ uint32_t sys_pid(void)
 	return (uint32_t)syscall(SYS_getpid);
 }
 
+int sys_fstat(int fd, struct stat *status)
+{
+#ifdef SYS_fstat
+	/* The C library's is another one since glibc 2.33. */
+	return (int)syscall(SYS_fstat, fd, status);
+#else
+	return fstat(fd, status);
+#endif
+}
+
 uint64_t file_id(int fd)
 {
 	struct stat status;
 
-	if (fd < 0 || fstat(fd, &status) < 0 || !S_ISREG(status.st_mode))
+	if (fd < 0 || sys_fstat(fd, &status) < 0 || !S_ISREG(status.st_mode))
 		return 0;
 	return (uint64_t)status.st_ino << 16 ^ (uint64_t)status.st_dev;
 }
