@@ -34,7 +34,7 @@ CMD_dbus-fast := $(BIN)/python docs/examples/list_names.py
 # As it was typed: a $ in it is the shell's.
 COMMAND = $(if $(filter undefined,$(origin CMD)),$(CMD_$(CLIENT)),$(value CMD))
 
-.PHONY: help bench fuzz run test test-compiled test-pure lint format type names dev-build clean
+.PHONY: help bench fuzz musl wheels run test test-compiled test-pure lint format type names dev-build clean
 .DELETE_ON_ERROR:
 
 help:
@@ -43,6 +43,8 @@ help:
 	@echo 'make test                  the tests, compiled and as plain Python; ARGS="-k name" for some'
 	@echo 'make bench                 all brokers that are installed, side by side; ARGS="--quick", "list", "--help"'
 	@echo 'make fuzz                  all fuzzing targets, TIME=900 seconds each; TARGETS="bus sasl", ENGINE=c or python'
+	@echo 'make wheels                a wheel for machines with older C libraries, and a look at it'
+	@echo 'make musl                  all compiled modules with musl-gcc, and a look at what they ask for'
 	@echo 'make lint format type      ruff and mypy'
 	@echo 'make dev-build DEST=/tmp/cy   the tree as it is, compiled; then PYTHONPATH=/tmp/cy'
 	@echo 'make clean                 take away all that make made'
@@ -121,6 +123,31 @@ dev-build:
 	REQUIRE_CYTHON=1 PYTHONDONTWRITEBYTECODE= $$python -W ignore -c 'import setuptools; setuptools.setup()' \
 		--quiet build --build-base=$(abspath $(DEST))/.build --build-lib=$(abspath $(DEST))
 	@echo 'PYTHONPATH=$(abspath $(DEST))'
+
+# A wheel of this Python for all machines with glibc 2.17 or newer, looked at and tried out. For all
+# Pythons and for musl: `cibuildwheel`, which needs containers; here its settings are read.
+WHEELS := build/wheels/repaired
+wheels: $(VENV)/.installed-compiled $(TOOLS)/.wheels
+	@$(TOOLS)/bin/cibuildwheel --platform linux --print-build-identifiers | sed 's/^/cibuildwheel: /'
+	@rm -rf $(WHEELS)
+	@PATH=$(TOOLS)/bin:$$PATH $(TOOLS)/bin/auditwheel -v repair --only-plat --plat manylinux2014_$$(uname -m) \
+		--wheel-dir $(WHEELS) build/wheels/compiled/jitney-*.whl >$(TOOLS)/auditwheel.log 2>&1 || \
+		{ cat $(TOOLS)/auditwheel.log; exit 1; }
+	@$(TOOLS)/bin/auditwheel show $(WHEELS)/jitney-*.whl
+	@$(BIN)/python tests/anywhere/check_wheel.py $(WHEELS)/jitney-*.whl
+
+# All of it with musl's compiler and headers, in build/musl, and a look at what it asks for. Python's
+# headers and the kernel's are Debian's, behind those of musl.
+MUSL_CC ?= musl-gcc
+musl:
+	@command -v $(MUSL_CC) >/dev/null || { echo 'jitney: $(MUSL_CC) is missing: apt install musl-tools'; exit 1; }
+	@behind='-idirafter /usr/include/$(shell uname -m)-linux-gnu -idirafter /usr/include'; \
+		CC="$(MUSL_CC) $$behind" LDSHARED='$(MUSL_CC) -shared' $(MAKE) -s dev-build DEST=build/musl
+	@PYTHONPATH=tests $(PYTHON) tests/anywhere/elf.py build/musl
+
+$(TOOLS)/.wheels: pyproject.toml | $(TOOLS)/.made
+	@$(TOOLS)/bin/python -m $(PIP) install $(call requirements,["project"]["optional-dependencies"]["wheels"])
+	@touch $@
 
 $(VENV)/.made $(TOOLS)/.made $(FUZZ)/venv/.made: %/.made:
 	@test -n '$(PYTHON)' || { echo 'jitney: Python 3.11 or newer is missing: apt install python3 python3-venv'; exit 1; }

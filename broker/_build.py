@@ -122,7 +122,8 @@ class BuildExt(build_ext):
             )
             # By its file's name: dlsym() is there up to glibc 2.33, and what is linked with a newer
             # one is to run with those as well.
-            dl = ":libdl.so.2" if platform.libc_ver()[0] == "glibc" else "dl"
+            ours = "musl" not in self.compiler.compiler_so[0]
+            dl = ":libdl.so.2" if ours and platform.libc_ver()[0] == "glibc" else "dl"
             self.compiler.link_shared_object(
                 objects, str(target), libraries=[dl], extra_preargs=["-Wl,--no-as-needed"]
             )

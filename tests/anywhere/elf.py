@@ -1,12 +1,15 @@
 """What a compiled file asks of C libraries, as objdump tells.
 
 Invariant: this is read from the file alone; nothing is loaded.
+
+`python tests/anywhere/elf.py FOLDER` says whether musl has all that the files in there ask for.
 """
 
 from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 OLDEST = (2, 17)
@@ -51,3 +54,22 @@ def not_in(file: Path, has: set[str]) -> list[str]:
     # glibc's checked variants are made by its headers, not by our code.
     wants = {re.sub(r"^__(\w+)_chk$", r"\1", name) for name in wants}
     return sorted(wants - _NOBODYS - has)
+
+
+def main(folder: Path) -> str:
+    """What is wrong with the compiled files in there; "" if nothing is."""
+    if not MUSL:
+        return "there is no musl to compare with"
+    has = set(symbols(MUSL[0], defined=True))
+    files = sorted(folder.rglob("*.so"))
+    for file in files:
+        if missing := not_in(file, has):
+            return f"musl has no {', '.join(missing)} for {file}"
+        if any(symbols(file, defined=False).values()):
+            return f"{file} was built with glibc"
+    print(f"{folder}: {len(files)} compiled files, musl's all of them")
+    return "" if files else f"nothing is compiled in {folder}"
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])) or None)
