@@ -418,6 +418,10 @@ class Daemon:
         loop.add_signal_handler(signal.SIGTERM, self.quit)
         loop.add_signal_handler(signal.SIGINT, self.quit)
         loop.add_signal_handler(signal.SIGUSR2, self.upgrade_soon)
+        if os.getpid() == 1:
+            from .orphans import Orphans
+
+            Orphans(loop)
         for number in self._early:
             if number != signal.SIGUSR2:  # what is starting is as new as can be
                 loop.call_soon(self.reload_soon if number == signal.SIGHUP else self.quit)
