@@ -17,6 +17,7 @@ import json
 import os
 import socket
 import struct
+import tempfile
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -92,7 +93,12 @@ class Store:
     def begin(self) -> None:
         """Starts a journal with the state as it is; the one before goes when this one is stored."""
         before = self.number, self.fd
-        fd = os.memfd_create("jitney-journal", os.MFD_CLOEXEC)
+        try:
+            fd = os.memfd_create("jitney-journal", os.MFD_CLOEXEC)
+        except (AttributeError, OSError):
+            # Before Linux 3.17: any file, if it has no name any more.
+            with tempfile.TemporaryFile() as file:
+                fd = os.dup(file.fileno())
         packed = b"".join(form.pack(self.state(), [], []))
         os.write(fd, _SIZE.pack(len(packed)) + packed)
         self.number += 1
