@@ -137,12 +137,12 @@ wheels: $(VENV)/.installed-compiled $(TOOLS)/.wheels
 	@$(BIN)/python tests/anywhere/check_wheel.py $(WHEELS)/jitney-*.whl
 
 # All of it with musl's compiler and headers, in build/musl, and a look at what it asks for. Python's
-# headers and the kernel's are Debian's, behind those of musl.
+# headers and the kernel's are Debian's, behind those of musl, as are the libraries beside Python.
 MUSL_CC ?= musl-gcc
 musl:
 	@command -v $(MUSL_CC) >/dev/null || { echo 'jitney: $(MUSL_CC) is missing: apt install musl-tools'; exit 1; }
 	@behind='-idirafter /usr/include/$(shell uname -m)-linux-gnu -idirafter /usr/include'; \
-		CC="$(MUSL_CC) $$behind" LDSHARED='$(MUSL_CC) -shared' $(MAKE) -s dev-build DEST=build/musl
+		CC="$(MUSL_CC) $$behind" LDSHARED='$(MUSL_CC) -shared -L/usr/lib/$(shell uname -m)-linux-musl' $(MAKE) -s dev-build DEST=build/musl
 	@PYTHONPATH=tests $(PYTHON) tests/anywhere/elf.py build/musl
 
 $(TOOLS)/.wheels: pyproject.toml | $(TOOLS)/.made
