@@ -92,9 +92,9 @@ HARMLESS = ("anon_inode:[eventfd]", "anon_inode:[timerfd]", "anon_inode:[signalf
 
 
 def need_harmless(fd: int) -> None:
-    # What needs no statx(2) first: Linux has that since 4.11. No path begins like these.
+    # statx(2) is there since Linux 4.11: only what has a path needs it.
     link = os.readlink(f"/proc/self/fd/{fd}")
     if link.startswith("pipe:[") or link in HARMLESS:
         return
-    if not stat.S_ISFIFO(kind_of(fd)[0]):
+    if not link.startswith("/") or not stat.S_ISFIFO(kind_of(fd)[0]):
         raise KdbusError(errno.EINVAL)

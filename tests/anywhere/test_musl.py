@@ -54,6 +54,8 @@ def built(to: Path, *files: Path) -> Path:
 
 
 def test_modules(tmp_path: Path) -> None:
+    if importlib.import_module("jitney.broker.mem").__file__.endswith(".py"):
+        pytest.skip("nothing is compiled in this build")
     found = sources()
     if not found:
         pytest.skip("what was compiled is not here as C")

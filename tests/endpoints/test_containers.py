@@ -138,4 +138,4 @@ def test_a_policy_filters(bus: buses.Daemon) -> None:
             interface=b"org.freedesktop.DBus.Properties",
         )
     )  # fmt: skip
-    assert got.body == [("as", ["org.jitney.Policy"])]
+    assert got.body == [("as", ["org.jitney.Policy", "org.jitney.Socket"])]
