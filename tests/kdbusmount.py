@@ -228,10 +228,11 @@ def userfaults(path: str, to: str, threads: str = "1") -> None:
         try:
             peer = Peer(Path(path))
             vec = item(c.ITEM_PAYLOAD_VEC, u64(4096, address))
-            print("sending", flush=True)
+            # In one go: threads that print mix up their lines.
+            os.write(1, b"sending\n")
             peer.send(message(int(to), vec))
         except Errno as error:
-            print(error, flush=True)
+            os.write(1, f"{error}\n".encode())
 
     workers = [threading.Thread(target=one) for _ in range(int(threads))]
     for worker in workers:

@@ -2,8 +2,9 @@
 
 Invariant: at most one thread leads, and only the leader reads requests, so they are begun in the
 order in which the kernel sent them. The leader does a whole request itself, without handing it to
-anybody. If it is kept longer than PATIENCE by something that a client may draw out (`away()`), it
-is deposed: another thread leads, and the old one goes on alone and then waits for its turn again.
+anybody. If it is kept longer than PATIENCE by something that a client may draw out
+(`Worker.away()`), it is deposed: another thread leads, and the old one goes on alone and then waits
+for its turn again.
 
 So a client that makes us wait for its memory keeps one thread, and others from us for a moment,
 once: what it opened is not trusted after that, and the leader steps down before it looks there.
@@ -11,37 +12,23 @@ once: what it opened is not trusted after that, and the leader steps down before
 
 from __future__ import annotations
 
-import errno
-import os
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 from ..jobs import Jobs
-from . import protocol as p
+from .leading import lead
+from .worker import Worker
 
 PATIENCE = 0.02
 TICK = 0.01
 REST = 1.0
 
 
-class Worker:
-    """One thread. `began`: when it took up a request, `since`: when it began what may last; both 0
-    while it does nothing of that kind."""
-
-    def __init__(self) -> None:
-        self.buffer = bytearray(p.BUFFER)
-        self.view = memoryview(self.buffer)
-        self.leading = False
-        self.since = 0.0
-        self.began = 0.0
-        self.busy_with: Any = None
-
-
 class Crew(Jobs):
-    """`handle(worker, size)` is called for each request in the worker's buffer; `suspect(what)`
-    when somebody was deposed while busy with that."""
+    """`handle(worker, size)` is called for each request in the worker's buffer that `quick` has not
+    done; `suspect(what)` when somebody was deposed while busy with that."""
 
     def __init__(
         self, device: int, handle: Callable[[Worker, int], None], suspect: Callable[[Any], None]
@@ -50,6 +37,7 @@ class Crew(Jobs):
         self.device = device
         self.handle = handle
         self.suspect = suspect
+        self.quick: Any = None
         self.turn = threading.Lock()
         self.leader: Worker | None = None
         self.ended = threading.Event()
@@ -81,39 +69,16 @@ class Crew(Jobs):
                 self.waiting -= 1
                 self.leader = me
                 me.leading = True
-            while me.leading:
-                try:
-                    size = os.readv(self.device, (me.buffer,))
-                except OSError as error:
-                    if error.errno in (errno.EINTR, errno.EAGAIN, errno.ENOENT):
-                        continue
-                    size = 0
-                if self.ended.is_set() or size == 0:
-                    self.ended.set()
-                    self.called.set()
-                    self.turn.release()
-                    return
-                self.beats += 1
-                if self.resting:
-                    self.resting = False
-                    self.called.set()
-                me.began = time.monotonic()
-                self.handle(me, size)
-                me.began = 0.0
+            if not lead(self, me):
+                self.ended.set()
+                self.called.set()
+                self.turn.release()
+                return
             with self.guard:
                 # Enough others wait for their turn.
                 if self.waiting >= 2:
                     self.threads -= 1
                     return
-
-    def away(self, me: Worker, what: Any) -> None:
-        """What follows may last as long as a client likes; `back()` ends it."""
-        me.busy_with = what
-        me.since = time.monotonic()
-
-    def back(self, me: Worker) -> None:
-        me.since = 0.0
-        me.busy_with = None
 
     def step_down(self, me: Worker) -> None:
         """Lets another one lead, if `me` does."""

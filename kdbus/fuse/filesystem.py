@@ -16,17 +16,17 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from jitney.broker.kdbus.connection import Transport
 from jitney.broker.kdbus.domain import Domain
 from jitney.broker.kdbus.endpoint import Endpoint
 from jitney.broker.kdbus.errors import KdbusError
 
 from ..commands import Handle
-from ..process import opener
+from ..process import ProcCaller, opener
 from . import protocol as p
 from .crew import Crew, Worker
 from .nodes import CONTROL, Node, Nodes
 from .pools import Backing, Store
+from .transport import FuseTransport
 
 READABLE = select.POLLIN | select.POLLRDNORM
 WRITABLE = select.POLLOUT | select.POLLWRNORM
@@ -36,31 +36,9 @@ OPENED_MAX = 2048
 """So many nodes one user may have open; with a backing file each costs us a descriptor."""
 
 
-class FuseTransport(Transport):
-    """An opened endpoint: its pool, and those who poll it. FUSE cannot give descriptors."""
-
-    installs = False
-
-    def __init__(self, filesystem: Filesystem, node: Node, pool: Backing | Store) -> None:
-        self.filesystem = filesystem
-        self.node = node
-        self.pool = pool
-        self.polls: set[int] = set()
-
-    def memory(self, size: int) -> Backing | Store:
-        self.pool.resize(size)
-        self.node.size = size
-        return self.pool
-
-    def wake(self) -> None:
-        if self.polls:
-            polls, self.polls = self.polls, set()
-            for handle in polls:
-                self.filesystem.notify(p.NOTIFY_POLL, p.U64.pack(handle))
-
-
 class Opened(Handle):
-    """A handle that FUSE knows by number. `suspected`: its owner made us wait before."""
+    """A handle that FUSE knows by number. `suspected`: its owner made us wait before; `caller`: who
+    sent last."""
 
     def __init__(self, domain: Domain, endpoint: Endpoint | None, creds: Any, number: int) -> None:
         super().__init__(domain, endpoint, creds)
@@ -69,6 +47,7 @@ class Opened(Handle):
         self.process = creds.process
         self.suspected = False
         self.away = 0
+        self.caller: ProcCaller | None = None
 
 
 class Filesystem:
@@ -158,13 +137,6 @@ class Filesystem:
         except OSError:
             pass
 
-    def notify(self, code: int, data: bytes) -> None:
-        head = p.OUT_HEADER.pack(p.OUT_HEADER.size + len(data), code, 0)
-        try:
-            os.writev(self.device, (head, data))
-        except OSError:
-            pass
-
     def suspect(self, what: Any) -> None:
         """The leader was kept by what is done for this handle."""
         if not isinstance(what, Opened):
@@ -250,7 +222,7 @@ class Filesystem:
                 flags, backing = p.OPEN_NOFLUSH | p.OPEN_PASSTHROUGH, pool.id
             else:
                 pool = Store(self.device, number)
-            handle.transport = FuseTransport(self, node, pool)
+            handle.transport = FuseTransport(self.device, node, pool)
         self.handles[handle.number] = handle
         self.opened[uid] = self.opened.get(uid, 0) + 1
         return p.OPEN_OUT.pack(handle.number, flags, backing)

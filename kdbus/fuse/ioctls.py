@@ -3,7 +3,7 @@
 Invariant: a command goes through the same three steps, each of which can fail with an errno: its
 bytes are fetched (the client may keep us waiting), the core does it (with the lock, at once), and
 what came of it goes back (the client may keep us waiting again). Who keeps too many of our threads
-waiting gets EBUSY, see `begin()`.
+waiting gets EBUSY, see `stays`.
 
 Ioctls of a plain file come in FUSE's restricted form: the kernel copies a command's fixed part for
 us where the ioctl number says that the client writes it, and our answer where that it reads.
@@ -12,6 +12,7 @@ us where the ioctl number says that the client writes it, and our answer where t
 from __future__ import annotations
 
 import errno
+import sys
 import time
 from collections.abc import Callable
 
@@ -27,13 +28,11 @@ from ..request import Request
 from . import protocol as p
 from .copies import ProcessMemory
 from .crew import PATIENCE, Worker
-from .filesystem import Filesystem, FuseTransport, Opened
+from .filesystem import Filesystem, Opened
 from .pools import Store
-
-STUCK_MAX = 4
-PROCESS_MAX = 16
-AWAY_MAX = 512
-MANY_SUSPECTS = 8
+from .quick import Quick, QuickCall
+from .stays import MANY_SUSPECTS, Stays
+from .transport import FuseTransport
 
 PUBLISHED = {
     "HELLO": 64, "CONN_INFO": 40, "BUS_CREATOR_INFO": 40, "LIST": 24, "RECV": 40, "SEND": 32,
@@ -69,16 +68,17 @@ class Ioctls:
         self.domain = filesystem.domain
         self.crew = filesystem.crew
         self.own_device = own_device
-        self.active: dict[int, Call] = {}
-        self.waiting: dict[int, Call] = {}
-        self.away = 0
-        self.user_away: dict[int, int] = {}
-        self.process_away: dict[int, int] = {}
+        self.active: dict[int, Call | QuickCall] = {}
+        self.waiting: dict[int, Call | QuickCall] = {}
+        self.stays = Stays(filesystem.suspected_processes)
         self.watch: Callable[[int, Callable[[], None]], None] = lambda fd, callback: None
         self.unwatch: Callable[[FdHandle], None] = lambda handle: handle.drop()
         self.check_later: Callable[[], None] = lambda: None
         filesystem.ioctl = self.ioctl
         filesystem.interrupt = self.interrupt
+        # On other machines numbers are not as the short way reads them.
+        if sys.byteorder == "little":
+            self.crew.quick = Quick(self)
 
     def close_fd(self, fd: int) -> None:
         # The last close of somebody else's file may last.
@@ -102,7 +102,7 @@ class Ioctls:
         with self.domain.lock:
             try:
                 source_id, bloom_size = admit(handle, form.name)
-                self.begin(handle)
+                self.stays.begin(handle)
             except KdbusError as error:
                 self.answer(unique, error.errno, b"")
                 return
@@ -122,36 +122,9 @@ class Ioctls:
         finally:
             self.end(handle)
 
-    def begin(self, handle: Opened) -> None:
-        """Counts those who may keep a thread; with the lock held.
-
-        A process that kept us waiting before may have a few, and for one descriptor fewer; its user
-        as many as are left for others. Everybody else may, as long as there are any."""
-        left = AWAY_MAX - self.away
-        process = self.process_away.get(handle.process, 0)
-        if handle.process in self.filesystem.suspected_processes:
-            most = STUCK_MAX
-            if process >= PROCESS_MAX or self.user_away.get(handle.uid, 0) > left:
-                most = 0
-        else:
-            most = AWAY_MAX // 2 - process
-        if handle.away >= most or left <= 0:
-            raise KdbusError(errno.EBUSY)
-        self.count(handle, 1)
-
-    def count(self, handle: Opened, change: int) -> None:
-        self.away += change
-        handle.away += change
-        for counts, key in ((self.user_away, handle.uid), (self.process_away, handle.process)):
-            left = counts.get(key, 0) + change
-            if left:
-                counts[key] = left
-            else:
-                counts.pop(key, None)
-
     def end(self, handle: Opened) -> None:
         with self.domain.lock:
-            self.count(handle, -1)
+            self.stays.end(handle)
 
     def do(
         self, me: Worker, call: Call, caller: ProcCaller, head: bytes, source_id: int, bloom: int
@@ -160,13 +133,13 @@ class Ioctls:
         memory = call.memory = ProcessMemory(
             call.tid, self.own_device, self.close_fd, self.passes(call.handle)
         )
-        self.crew.away(me, call.handle)
+        me.away(call.handle)
         try:
             request.fetch(memory, head, source_id, bloom)
             if request.error == 0:
                 self.gather(call, caller)
         finally:
-            self.crew.back(me)
+            me.back()
         with self.domain.lock:
             if call.over:
                 # The client died meanwhile: nothing is done in its name any more.
@@ -176,11 +149,11 @@ class Ioctls:
             if request.error is None:
                 self.wait(call)
                 return
-        self.crew.away(me, call.handle)
+        me.away(call.handle)
         try:
             self.conclude(call)
         finally:
-            self.crew.back(me)
+            me.back()
 
     def passes(self, handle: Opened) -> bool:
         return handle.conn is not None and handle.conn.bus.installers > 0
@@ -227,7 +200,7 @@ class Ioctls:
             self.close(call)
         self.answer(call.unique, number, data)
 
-    def close(self, call: Call) -> None:
+    def close(self, call: Call | QuickCall) -> None:
         """It is answered now; with the lock held."""
         call.over = True
         self.active.pop(call.unique, None)
@@ -271,7 +244,7 @@ class Ioctls:
             self.unwatch(call.watching)
             call.watching = None
         try:
-            self.begin(call.handle)
+            self.stays.begin(call.handle)
         except KdbusError as error:
             # It keeps too many of our threads already to be told more than that.
             request.drop()
@@ -281,15 +254,21 @@ class Ioctls:
         self.crew.later(lambda: self.tell(call))
 
     def tell(self, call: Call) -> None:
-        began = time.monotonic()
         try:
-            self.conclude(call)
+            self.timed(call.handle, lambda: self.conclude(call))
         finally:
             self.end(call.handle)
-            if time.monotonic() - began > PATIENCE:
-                self.filesystem.suspect(call.handle)
 
-    def cancel(self, call: Call, number: int) -> None:
+    def timed(self, handle: Opened, job: Callable[[], None]) -> None:
+        """Does what may last; who made it last is not trusted any more."""
+        began = time.monotonic()
+        try:
+            job()
+        finally:
+            if time.monotonic() - began > PATIENCE:
+                self.filesystem.suspect(handle)
+
+    def cancel(self, call: Call | QuickCall, number: int) -> None:
         with self.domain.lock:
             conn = call.handle.conn
             if call.unique in self.waiting and conn is not None:
@@ -304,7 +283,7 @@ class Ioctls:
             if call is not None:
                 self.signalled(call)
 
-    def signalled(self, call: Call) -> None:
+    def signalled(self, call: Call | QuickCall) -> None:
         # The kernel's module would have the call begun again after the handler has run; from here
         # that cannot be asked for. So a caught signal waits for the call's end, as it may be short.
         if fatal_pending(call.tid):
@@ -314,7 +293,7 @@ class Ioctls:
             call.interrupted = True
             self.check_later()
 
-    def abandon(self, call: Call) -> None:
+    def abandon(self, call: Call | QuickCall) -> None:
         """The client is to die. If one of our threads waits for its memory, that memory goes only
         when the client does, and the client only when it is answered."""
         if call.unique in self.waiting:
