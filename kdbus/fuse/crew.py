@@ -22,6 +22,8 @@ from .leading import lead
 from .worker import Worker
 
 PATIENCE = 0.02
+LIMIT = 0.2
+"""For one that is kept by nobody but the machine, which has others to run."""
 TICK = 0.01
 REST = 1.0
 
@@ -61,6 +63,7 @@ class Crew(Jobs):
 
     def work(self) -> None:
         me = Worker()
+        me.tid = threading.get_native_id()
         while True:
             with self.guard:
                 self.waiting += 1
@@ -100,7 +103,8 @@ class Crew(Jobs):
             time.sleep(TICK)
             leader = self.leader
             since = leader.since if leader is not None else 0.0
-            if leader is not None and since and time.monotonic() - since > PATIENCE:
+            kept = time.monotonic() - since if since else 0.0
+            if leader is not None and kept > PATIENCE and (kept > LIMIT or is_kept(leader)):
                 what = leader.busy_with
                 deposed = False
                 with self.guard:
@@ -129,3 +133,12 @@ class Crew(Jobs):
         leader = self.leader
         began = leader.began if leader is not None else 0.0
         return bool(began) and time.monotonic() - began > seconds
+
+
+def is_kept(worker: Worker) -> bool:
+    """Whether a thread sleeps in a system call, and is not just waiting for a processor."""
+    try:
+        with open(f"/proc/self/task/{worker.tid}/stat", "rb", 0) as file:
+            return file.read(512).rpartition(b") ")[2][:1] != b"R"
+    except OSError:
+        return True

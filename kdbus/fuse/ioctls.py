@@ -55,6 +55,8 @@ class Call:
         self.interrupted = False
         # Answered, or about to be: nobody else does it.
         self.over = False
+        # For whom it counts among those who may keep a thread.
+        self.stays: object = None
         self.watching: FdHandle | None = None
 
 
@@ -102,7 +104,7 @@ class Ioctls:
         with self.domain.lock:
             try:
                 source_id, bloom_size = admit(handle, form.name)
-                self.stays.begin(handle)
+                self.begin(call, me)
             except KdbusError as error:
                 self.answer(unique, error.errno, b"")
                 return
@@ -120,11 +122,18 @@ class Ioctls:
                 self.close(call)
             raise
         finally:
-            self.end(handle)
+            with self.domain.lock:
+                self.end(call, me)
 
-    def end(self, handle: Opened) -> None:
-        with self.domain.lock:
-            self.stays.end(handle)
+    def begin(self, call: Call, who: object) -> None:
+        """Somebody is about to look into the client's memory; with the lock held, as `end()`."""
+        self.stays.begin(call.handle)
+        call.stays = who
+
+    def end(self, call: Call, who: object) -> None:
+        if call.stays is who:
+            call.stays = None
+            self.stays.end(call.handle)
 
     def do(
         self, me: Worker, call: Call, caller: ProcCaller, head: bytes, source_id: int, bloom: int
@@ -147,6 +156,7 @@ class Ioctls:
                 return
             run(call.handle, caller, request, self.finished)
             if request.error is None:
+                self.end(call, me)
                 self.wait(call)
                 return
         me.away(call.handle)
@@ -198,6 +208,9 @@ class Ioctls:
             if call.over:
                 return
             self.close(call)
+            # Before it is answered: the next command may be here before we get any further.
+            if call.stays is not None:
+                self.end(call, call.stays)
         self.answer(call.unique, number, data)
 
     def close(self, call: Call | QuickCall) -> None:
@@ -244,7 +257,7 @@ class Ioctls:
             self.unwatch(call.watching)
             call.watching = None
         try:
-            self.stays.begin(call.handle)
+            self.begin(call, call)
         except KdbusError as error:
             # It keeps too many of our threads already to be told more than that.
             request.drop()
@@ -257,7 +270,8 @@ class Ioctls:
         try:
             self.timed(call.handle, lambda: self.conclude(call))
         finally:
-            self.end(call.handle)
+            with self.domain.lock:
+                self.end(call, call)
 
     def timed(self, handle: Opened, job: Callable[[], None]) -> None:
         """Does what may last; who made it last is not trusted any more."""

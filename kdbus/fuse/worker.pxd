@@ -6,6 +6,7 @@ cdef class Worker:
     cdef readonly object view
     cdef readonly bytearray room
     cdef public bint leading
+    cdef public int tid
     cdef public double since
     cdef public double began
     cdef public object busy_with

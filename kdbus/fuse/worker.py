@@ -32,6 +32,7 @@ class Worker:
         self.view = memoryview(self.buffer)
         self.room = bytearray(GUESS)
         self.leading = False
+        self.tid = 0
         self.since = 0.0
         self.began = 0.0
         self.busy_with: Any = None
