@@ -3,6 +3,7 @@ cimport cython
 from libc.stdint cimport int64_t, uint64_t
 
 from .area cimport Area
+from .pool cimport Slice
 
 cdef class Message:
     cdef public uint64_t flags
@@ -18,6 +19,7 @@ cdef class Message:
     cdef public object fds
     cdef public Py_ssize_t memfds
     cdef public bint plain
+    cdef public Slice placed
     cdef public object source
     cdef public object caller
     cdef public uint64_t number

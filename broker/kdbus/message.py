@@ -19,6 +19,7 @@ from . import constants as c
 from .area import Area
 from .errors import KdbusError
 from .metadata import item
+from .pool import Slice
 from .validity import is_name
 
 HEAD = struct.Struct("<QQqQQQQQ")
@@ -33,8 +34,8 @@ class Message:
 
     __slots__ = (
         "bloom", "caller", "cookie", "dst_id", "dst_name", "fds", "flags", "kind", "memfds", "meta",
-        "name", "new_id", "number", "old_id", "parts", "payload_type", "plain", "priority",
-        "source", "src_id", "stamp", "timeout",
+        "name", "new_id", "number", "old_id", "parts", "payload_type", "placed", "plain",
+        "priority", "source", "src_id", "stamp", "timeout",
     )  # fmt: skip
 
     def __init__(self, dst_id: int, flags: int, cookie: int = 0, timeout: int = 0) -> None:
@@ -52,6 +53,8 @@ class Message:
         self.memfds = 0
         # Nothing in it but items as they are and payload to copy.
         self.plain = True
+        # A slice of the only receiver's pool, charged to the sender, where its payload is already.
+        self.placed: Slice | None = None
         self.source: Any = None
         # Who sent it, as far as a receiver may be told; filled in as the bus takes it.
         self.caller: Any = None

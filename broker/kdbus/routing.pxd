@@ -41,5 +41,7 @@ cdef class Routing:
     cpdef deliver(self, Message message, Connection conn, Reply reply, object name)
     @cython.locals(area=Area, part=Slice, entry=Entry, meta=list)
     cpdef Entry write(self, Message message, Connection conn)
+    @cython.locals(part=Slice)
+    cpdef Slice room(self, Connection conn, object user, Py_ssize_t size)
     @cython.locals(asked=uint64_t, mask=uint64_t)
     cpdef list meta(self, Message message, Connection conn)

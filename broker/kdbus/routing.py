@@ -17,6 +17,7 @@ from .errors import KdbusError
 from .message import Message
 from .metadata import Caller
 from .notify import no_answer
+from .pool import Slice
 from .queue import Entry
 from .reply import Reply
 
@@ -263,12 +264,12 @@ class Routing:
             if area is not None:
                 meta = self.meta(message, conn)
                 size = message.measure(meta)
-                conn.charge(user, size, 0)
-                try:
-                    part = conn.pool.alloc(size, True)
-                except KdbusError:
-                    conn.discharge(user, size, 0)
-                    raise
+                part = message.placed
+                if part is not None:
+                    assert part.size == size
+                    message.placed = None
+                else:
+                    part = self.room(conn, user, size)
                 message.write(area, part.offset, meta)
                 return Entry(part, message.priority, user, (), _NOTHING)
         size, parts, patches = message.image(self.meta(message, conn), not conn.installs)
@@ -287,6 +288,16 @@ class Routing:
         for handle in fds:
             handle.hold()
         return entry
+
+    def room(self, conn: Any, user: Any, size: int) -> Slice:
+        """A slice of a pool for a message without descriptors, charged to a user."""
+        conn.charge(user, size, 0)
+        try:
+            part: Slice = conn.pool.alloc(size, True)
+        except KdbusError:
+            conn.discharge(user, size, 0)
+            raise
+        return part
 
     def meta(self, message: Message, conn: Any) -> list[bytes]:
         """Items of metadata, as this receiver asked for them."""

@@ -68,7 +68,10 @@ class Backing:
     def close(self) -> None:
         # The client may have it mapped for as long as it likes; it pays for the memory itself.
         if self.map is not None:
-            self.map.close()
+            try:
+                self.map.close()
+            except BufferError:
+                pass  # a copy is under way; the last reference frees it
             self.map = None
 
     def release(self) -> None:

@@ -8,6 +8,7 @@ from jitney.broker.kdbus.loads cimport get32, get64, set32, set64
 from jitney.broker.kdbus.message cimport Message
 
 from ..ordinary cimport read as read_message
+from .places cimport Places
 from .stays cimport Stays
 from .sysio cimport answer, answer_ioctl, copy_in, copy_out, gather
 from .transport cimport FuseTransport
@@ -15,7 +16,7 @@ from .worker cimport Worker
 
 cdef uint32_t _IOCTL, _POLL, _SEND, _RECV, _FREE, _WRITABLE, _READABLE
 cdef uint64_t _PROCESS, _DROPPED
-cdef Py_ssize_t _GUESS, _MANY_SUSPECTS
+cdef Py_ssize_t _GUESS, _MANY_SUSPECTS, _PLACED_MIN
 cdef int _EAGAIN, _EIO, _EFAULT, _EPERM
 
 cdef class QuickCall:
@@ -46,6 +47,7 @@ cdef class Quick:
     cdef readonly Stays stays
     cdef readonly dict suspected
     cdef readonly dict users
+    cdef readonly Places places
     cdef public Worker serving
 
     cpdef bint serve(self, Worker me, Py_ssize_t size) except -1
@@ -63,13 +65,12 @@ cdef class Quick:
                    got=Py_ssize_t)
     cdef bint recv(self, Worker me, bytearray buffer, object handle) except -1
     @cython.locals(conn=Connection, bus=Bus, call=QuickCall, message=Message, sync=bint,
-                   entered=int, where=uint64_t, waits=bint)
+                   where=uint64_t, waits=bint, fine=bint, whole=bint, got=Py_ssize_t, i=Py_ssize_t,
+                   total=Py_ssize_t, vecs=list, place=tuple, receiver=Connection)
     cdef bint send(self, Worker me, bytearray buffer, object handle) except -1
-    @cython.locals(room=bytearray, got=Py_ssize_t, message=Message, vecs=list)
-    cdef Message fetch(self, Worker me, QuickCall call, Bus bus, uint64_t sender, uint64_t where, bint sync)
-    @cython.locals(at=Py_ssize_t, i=Py_ssize_t, size=Py_ssize_t, total=Py_ssize_t, parts=list,
+    @cython.locals(at=Py_ssize_t, i=Py_ssize_t, n=Py_ssize_t, size=Py_ssize_t, parts=list,
                    part=tuple)
-    cdef bint fill(self, Worker me, QuickCall call, Message message, list vecs) except -1
+    cdef bint fill(self, Worker me, QuickCall call, Message message, list vecs, Py_ssize_t total) except -1
     cdef object caller(self, object handle, uint32_t tid, bytearray buffer)
     cpdef finished(self, QuickCall call)
     @cython.locals(call=QuickCall)

@@ -30,11 +30,11 @@ from .. import uapi
 from ..process import ProcCaller
 from . import protocol as p
 from .copies import scratch
+from .places import Places
 from .stays import MANY_SUSPECTS
 from .worker import GUESS
 
 if not cython.compiled:
-    from jitney.broker.kdbus.bus import Bus
     from jitney.broker.kdbus.connection import Connection
     from jitney.broker.kdbus.loads import get32, get64, set32, set64
     from jitney.broker.kdbus.message import Message
@@ -48,6 +48,8 @@ _SEND, _RECV, _FREE = (uapi.BY_NAME[name].ioctl for name in ("SEND", "RECV", "FR
 _PROCESS = PROCESS
 _DROPPED = c.RECV_DROPPED_MSGS
 _GUESS = GUESS
+# Of less, a second copy is no more than what it takes to do without.
+_PLACED_MIN = 16 * 1024
 _MANY_SUSPECTS = MANY_SUSPECTS
 _WRITABLE = select.POLLOUT | select.POLLWRNORM
 _READABLE = select.POLLIN | select.POLLRDNORM
@@ -120,6 +122,7 @@ class Quick:
         self.stays = ioctls.stays
         self.suspected: dict[int, int] = fs.suspected_processes
         self.users: dict[int, int] = fs.suspected_uids
+        self.places = Places()
         self.serving: Worker | None = None
 
     def serve(self, me: Worker, size: int) -> bool:
@@ -278,19 +281,46 @@ class Quick:
         call = QuickCall(self, get64(buffer, 8), get32(buffer, 32), handle, get64(buffer, 56))
         if self.enter(call, conn):
             return False
+        vecs: list[int] = []
         me.away(handle)
-        try:
-            message = self.fetch(me, call, bus, conn.id, where, sync)
-        finally:
+        got = copy_in(call.tid, where, me.room, _GUESS)
+        me.back()
+        message = None
+        if got >= 64:
+            message = read_message(bus, conn.id, me.room, 0, got, sync, vecs)
+        if message is None:
+            with self.lock:
+                return not self.leave(call)
+        receiver = None
+        whole = True
+        if vecs:
+            total = 0
+            for i in range(1, len(vecs), 2):
+                total += vecs[i]
+            place = None
+            if total >= _PLACED_MIN:
+                with self.lock:
+                    creds = self.caller(handle, call.tid, buffer).creds
+                    place = self.places.begin(conn, message, vecs, creds)
+            me.away(handle)
+            if place is not None:
+                receiver = place[0]
+                whole = gather(call.tid, vecs, place[1], place[2]) == total
+            else:
+                whole = self.fill(me, call, message, vecs, total)
             me.back()
         waits = False
         with self.lock:
-            if message is None or not conn.active or bus.wanted & _PROCESS:
-                return not self.leave(call)
-            if call.over:
-                self.leave(call)
-                return True
             caller = self.caller(handle, call.tid, buffer)
+            fine = whole and conn.active and not call.over
+            if receiver is not None:
+                self.places.filling.discard(receiver)
+                if fine and self.places.receiver(conn, message, caller.creds) is not receiver:
+                    fine = False
+            if not fine or bus.wanted & _PROCESS:
+                if receiver is not None:
+                    self.places.undo(conn, receiver, message)
+                return not self.leave(call)
             self.serving = me
             try:
                 if not sync:
@@ -314,6 +344,8 @@ class Quick:
                 call.set_result(_EIO, None)
             finally:
                 self.serving = None
+                if receiver is not None:
+                    self.places.undo(conn, receiver, message)
         try:
             if not waits:
                 self.conclude(me, call)
@@ -322,26 +354,12 @@ class Quick:
                 self.tell_finished(me)
         return True
 
-    def fetch(
-        self, me: Worker, call: QuickCall, bus: Bus, sender: int, where: int, sync: bool
-    ) -> Message | None:
-        """The message, with its payload in our memory; None where it is none for us."""
-        room = me.room
-        got = copy_in(call.tid, where, room, _GUESS)
-        if got < 64:
-            return None
-        vecs: list[int] = []
-        message = read_message(bus, sender, room, 0, got, sync, vecs)
-        if message is None or (vecs and not self.fill(me, call, message, vecs)):
-            return None
-        return message
-
-    def fill(self, me: Worker, call: QuickCall, message: Message, vecs: list[int]) -> bool:
+    def fill(
+        self, me: Worker, call: QuickCall, message: Message, vecs: list[int], total: int
+    ) -> bool:
+        """Copies the payload to where it is written from into the pool."""
         if me.scratch is None:
             me.scratch = scratch().view
-        total = 0
-        for i in range(1, len(vecs), 2):
-            total += vecs[i]
         if gather(call.tid, vecs, me.scratch, 0) != total:
             return False
         at = 0

@@ -21,16 +21,19 @@ from kdbuskit import command, item, message, text, u64
 
 from jitney.broker.kdbus import constants as c
 from jitney.broker.kdbus.domain import Domain
+from jitney.broker.kdbus.message import Message
 from jitney.kdbus import uapi
 from jitney.kdbus.fuse import protocol as p
 from jitney.kdbus.fuse.filesystem import Filesystem
 from jitney.kdbus.fuse.ioctls import Ioctls
+from jitney.kdbus.fuse.places import Places
 from jitney.kdbus.fuse.worker import Worker
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="FUSE is Linux's")
 
 NOW, LATER = 1000, 1 << 40
-POOL = 1 << 16
+POOL = 1 << 18
+LARGE = 30_000
 NAME = b"a.name"
 PEERS = 3
 
@@ -156,9 +159,18 @@ class Tree:
         """Whether nothing was written to what clients sent."""
         return all(buffer.raw == data for buffer, data in self.kept)
 
-    def pools(self) -> list[bytes]:
-        handles = [self.fs.handles[peer] for peer in self.peers]
-        return [handle.transport.pool.read(0, POOL) for handle in handles]
+    def connection(self, peer: int) -> Any:
+        return self.fs.handles[self.peers[peer]].conn
+
+    def pools(self) -> list[Any]:
+        """What is in use of each pool, and what is in it."""
+        out: list[Any] = []
+        for number in range(PEERS):
+            pool = self.connection(number).pool
+            slices = [(part.offset, part.size) for part in pool.busy.values()]
+            out.append([(at, pool.memory.read(at, size)) for at, size in sorted(slices)])
+            out.append((pool.accounted, self.connection(number).quota))
+        return out
 
 
 # Ids are given in order: 1 is the bus, then its connections.
@@ -187,7 +199,10 @@ KINDS: list[dict[str, Any]] = [
 ODD = {
     "dst": [0, 99, c.DST_BROADCAST],
     "name": [NAME, b"no.such", b"n", b"a\0b", b""],
-    "parts": [[], [b"a", b"12345678"], [b"x" * 5000], [b"y" * 30000], [None], [b"z", None]],
+    "parts": [
+        [], [b"a", b"12345678"], [b"x" * 5000], [None], [b"z", None],
+        [b"y" * LARGE], [b"y" * LARGE, b"z" * 7], [b"y" * LARGE, None],
+    ],
     "zeros": [9],
     "more": [item(c.ITEM_FDS), item(99), bytes(4), bytes(16), u64(17, c.ITEM_DST_NAME)],
     "flags": [0, 1, 2, 3, 4, 8],
@@ -199,7 +214,7 @@ ODD = {
     "send_flags": [0, 1, 2],
     "return_flags": [1],
     "shift": [1],
-}
+}  # fmt: skip
 odd = st.sampled_from(sorted(ODD)).flatmap(
     lambda key: st.tuples(st.just(key), st.sampled_from(ODD[key]))
 )
@@ -271,4 +286,45 @@ def test_who_kept_us_waiting_goes_the_long_way() -> None:
     (answer,), _ = tree.send(0, plain(ID + 1))
     assert tree.taken == 0
     assert p.IOCTL_OUT.unpack_from(answer, p.OUT_HEADER.size)[0] == 0
+    tree.close()
+
+
+def test_large_payload_is_copied_once() -> None:
+    """Nothing of it is in memory of ours."""
+    tree = Tree(True)
+    payload = os.urandom(LARGE)
+    for part, copied in ((payload, False), (b"small", True)):
+        tree.send(0, plain(ID + 2, parts=[part, b"more"]))
+        assert (tree.worker.scratch is not None) == copied
+        (entry,) = tree.connection(2).queue.entries.values()
+        data = tree.connection(2).pool.memory.read(entry.slice.offset, entry.size)
+        assert data[128 : 128 + len(part) + 4] == part + b"more"
+        tree.recv(2, 0, 0)
+    tree.close()
+
+
+def test_receiver_that_goes_while_its_message_is_copied() -> None:
+    tree = Tree(True)
+    places = Places()
+    sender, receiver = tree.connection(0), tree.connection(2)
+
+    def sent() -> Message:
+        made = Message(receiver.id, 0, 1, 0)
+        made.add_data(None)
+        return made
+
+    first, second = sent(), sent()
+    found = places.begin(sender, first, [0, LARGE], sender.creds)
+    assert found is not None
+    assert found[0] is receiver
+    # One at a time: more of a pool nobody can hold.
+    assert places.begin(sender, second, [0, LARGE], sender.creds) is None
+    assert second.placed is None
+    tree.byebye(2)
+    assert places.receiver(sender, first, sender.creds) is None
+    places.undo(sender, receiver, first)
+    assert receiver.pool.accounted == 0
+    # All but what HELLO said.
+    assert list(receiver.pool.busy) == [0]
+    assert not receiver.quota
     tree.close()

@@ -14,14 +14,30 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kdbusmount import Bus, Errno, Mounted, Peer, answered, client, is_mounted, mounted, why_not
+from kdbusmount import (
+    ASK_NOTHING,
+    Bus,
+    Errno,
+    Mounted,
+    Peer,
+    answered,
+    client,
+    is_mounted,
+    mounted,
+    why_not,
+)
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=f"kdbusfs: {why_not()}")
 
 
-@pytest.fixture(params=["store", "auto"])
-def tree(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Mounted]:
-    with mounted(tmp_path / "kdbus", request.param) as mount:
+@pytest.fixture(params=["store", "auto", "auto, the long way"])
+def tree(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Mounted]:
+    pool, _, way = request.param.partition(",")
+    if not way:
+        monkeypatch.setenv(ASK_NOTHING, "1")
+    with mounted(tmp_path / "kdbus", pool) as mount:
         yield mount
 
 
@@ -67,6 +83,40 @@ def test_memory_that_never_comes(tree: Mounted) -> None:
     assert answered(bus.path)
     with pytest.raises(Errno):
         receiver.recv(wait=0)
+
+
+def fits(sender: Peer, receiver: Peer, size: int) -> bool:
+    try:
+        sender.say(receiver.id, bytes(size))
+    except Errno as error:
+        if error.errno == e.ENOBUFS:
+            return False
+        raise
+    return True
+
+
+def test_large_payload_that_never_comes(tree: Mounted) -> None:
+    """Where it would have been copied to is free again when its sender is gone."""
+    bus = Bus(tree.path)
+    receiver = Peer(bus.path)
+    process = client("userfaults", str(bus.path), str(receiver.id), "3", str(64 << 10))
+    if process.first == b"no userfaultfd\n":  # type: ignore[attr-defined]
+        ended(process)
+        pytest.skip("no userfaultfd here")
+    assert answered(bus.path)
+    sender = Peer(bus.path)
+    payload = bytes(range(256)) * 256
+    sender.say(receiver.id, payload)
+    assert receiver.recv().payload == payload
+    ended(process)
+    # Half of the pool is for others, and a third of it for one user. The daemon's thread comes back
+    # when the process is gone for good, which is a moment later.
+    deadline = time.monotonic() + 20
+    while not fits(sender, receiver, 160 << 10):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    receiver.recv()
+    assert answered(bus.path)
 
 
 def test_many_whose_memory_never_comes(tree: Mounted) -> None:
