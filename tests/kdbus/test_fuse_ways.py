@@ -35,6 +35,7 @@ NOW, LATER = 1000, 1 << 40
 POOL = 1 << 18
 LARGE = 30_000
 NAME = b"a.name"
+ACTIVATED = b"b.name"
 PEERS = 3
 
 
@@ -63,7 +64,8 @@ class Tree:
         bus = f"{os.geteuid()}-ways".encode()
         items = text(c.ITEM_MAKE_NAME, bus) + item(c.ITEM_BLOOM_PARAMETER, u64(64, 1))
         self.ioctl(control, "BUS_MAKE", command("BUS_MAKE", 0, items=items))
-        self.peers = [self.open([bus, b"bus"]) for _ in range(PEERS)]
+        self.door = [bus, b"bus"]
+        self.peers = [self.open(self.door) for _ in range(PEERS)]
         # The second wants to know what needs no look at the sender.
         asked = (0, c.ATTACH_NAMES | c.ATTACH_TIMESTAMP, 0)
         for number, peer in enumerate(self.peers):
@@ -120,7 +122,8 @@ class Tree:
         n_out = form.size if form.ioctl >> 30 & uapi.READ else 0
         head = p.IOCTL_IN.pack(handle, 0, form.ioctl, address, n_in, n_out)
         out = self.request(p.IOCTL, 0, head + data[:n_in])
-        return out, [kept.raw[:24] + kept.raw[32:] for kept in self.commands]
+        sent = (kept.raw for kept in self.commands if len(kept.raw) < 90)
+        return out, [data[:24] + data[32:] for data in sent]
 
     # What tests do
 
@@ -155,6 +158,26 @@ class Tree:
     def byebye(self, peer: int) -> tuple[Any, ...]:
         return self.ioctl(self.peers[peer], "BYEBYE", command("BYEBYE"))
 
+    def hello(self, flags: int, items: bytes = b"") -> tuple[Any, ...]:
+        """Another connection; at most two of these, for their ids."""
+        if len(self.peers) > PEERS + 1:
+            return ()
+        self.peers.append(self.open(self.door))
+        data = command("HELLO", flags, u64(c.ATTACH_ALL, 0, 0, 0, POOL), items)
+        out, _ = self.ioctl(self.peers[-1], "HELLO", data)
+        # But for the bus's number, which is random.
+        return ([answer[:80] for answer in out],)
+
+    def monitor(self) -> tuple[Any, ...]:
+        return self.hello(c.HELLO_MONITOR)
+
+    def activator(self) -> tuple[Any, ...]:
+        return self.hello(c.HELLO_ACTIVATOR, text(c.ITEM_NAME, ACTIVATED))
+
+    def acquire(self, peer: int) -> tuple[Any, ...]:
+        items = text(c.ITEM_NAME, ACTIVATED)
+        return self.ioctl(self.peers[peer], "NAME_ACQUIRE", command("NAME_ACQUIRE", items=items))
+
     def untouched(self) -> bool:
         """Whether nothing was written to what clients sent."""
         return all(buffer.raw == data for buffer, data in self.kept)
@@ -165,7 +188,9 @@ class Tree:
     def pools(self) -> list[Any]:
         """What is in use of each pool, and what is in it."""
         out: list[Any] = []
-        for number in range(PEERS):
+        for number in range(len(self.peers)):
+            if self.connection(number) is None:
+                continue
             pool = self.connection(number).pool
             slices = [(part.offset, part.size) for part in pool.busy.values()]
             out.append([(at, pool.memory.read(at, size)) for at, size in sorted(slices)])
@@ -191,6 +216,7 @@ def plain(dst: int, **more: Any) -> dict[str, Any]:
 KINDS: list[dict[str, Any]] = [
     {},
     {"dst": 0, "name": NAME},
+    {"dst": 0, "name": ACTIVATED},
     {"flags": c.EXPECT_REPLY, "timeout": LATER},
     {"flags": c.EXPECT_REPLY, "timeout": LATER, "send_flags": c.SEND_SYNC_REPLY},
     {"timeout": 1},
@@ -198,7 +224,7 @@ KINDS: list[dict[str, Any]] = [
 ]
 ODD = {
     "dst": [0, 99, c.DST_BROADCAST],
-    "name": [NAME, b"no.such", b"n", b"a\0b", b""],
+    "name": [NAME, ACTIVATED, b"no.such", b"n", b"a\0b", b""],
     "parts": [
         [], [b"a", b"12345678"], [b"x" * 5000], [None], [b"z", None],
         [b"y" * LARGE], [b"y" * LARGE, b"z" * 7], [b"y" * LARGE, None],
@@ -235,6 +261,8 @@ steps = st.lists(
         st.tuples(st.just("free"), peers, st.sampled_from([0, 0, 104, 8, POOL, 3]), rarely),
         st.tuples(st.just("poll"), peers, st.booleans()),
         st.tuples(st.just("byebye"), st.just(2)),
+        st.tuples(st.sampled_from(["monitor", "activator"])),
+        st.tuples(st.just("acquire"), peers),
     ),
     min_size=1,
     max_size=25,
