@@ -19,6 +19,7 @@ import kernel
 import pytest
 from kdbuskit import bloom, command, item, message, text, u64
 from kdbusmount import (
+    ASK_NOTHING,
     POOL,
     RUN,
     Bus,
@@ -45,9 +46,14 @@ def passthrough() -> bool:
 
 
 @pytest.fixture(params=["store", "passthrough"])
-def tree(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Mounted]:
+def tree(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Mounted]:
+    """With the one kind of pools messages go the short way, with the other the long one."""
     if request.param == "passthrough" and not passthrough():
         pytest.skip("this kernel has no FUSE passthrough")
+    if request.param == "store":
+        monkeypatch.setenv(ASK_NOTHING, "1")
     with mounted(tmp_path / "kdbus", request.param) as mount:
         yield mount
 
@@ -99,7 +105,8 @@ def test_unknown_ioctls(tree: Mounted) -> None:
     os.close(fd)
 
 
-def test_talking(tree: Mounted) -> None:
+def test_talking(tree: Mounted, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(ASK_NOTHING, raising=False)
     bus = Bus(tree.path)
     a, b = Peer(bus.path), Peer(bus.path)
     assert struct.unpack_from("<4Q", a.greeting) == (32, c.ITEM_BLOOM_PARAMETER, 64, 1)
