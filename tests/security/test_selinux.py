@@ -154,8 +154,6 @@ def test_what_is_kept(world: World, kernel: FakeSELinux) -> None:
     """The kernel is asked once for two contexts, whatever is said between them, until its policy
     changes; and then at once."""
     a, b = world.client(), world.client()
-    more = world.client()
-    world.labels[:] = [A]
     for _ in range(20):
         call(a, b.unique_name, flags=1)
         assert next_of(b, wire.CALL)
@@ -171,7 +169,6 @@ def test_what_is_kept(world: World, kernel: FakeSELinux) -> None:
     kinds = [kind for kind, _ in world.records]
     assert kinds == [USER_POLICY_LOAD, USER_AVC]
     assert world.records[0][1] == "avc:  op=load_policy lsm=selinux seqno=2 res=1"
-    assert more.unique_name
 
 
 def test_a_new_policy_has_the_configuration_read_again(
@@ -179,8 +176,9 @@ def test_a_new_policy_has_the_configuration_read_again(
 ) -> None:
     a = world.client()
     reloads: list[bool] = []
-    world.host.front = world.host.service.front  # type: ignore[union-attr, attr-defined]
-    world.host.service.front.mediation.reload_soon = lambda: reloads.append(True)  # type: ignore[union-attr]
+    service = world.host.service
+    assert service is not None
+    service.front.mediation.reload_soon = lambda: reloads.append(True)
     kernel.changed()
     a.reply_to(a.driver(b"GetId"))
     a.reply_to(a.driver(b"GetId"))
