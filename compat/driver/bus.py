@@ -188,8 +188,10 @@ def get_connection_selinux_security_context(
     name = arg(msg)
     peer = peer_of(driver, name, "security context")
     # Without SELinux a label is something else, AppArmor's for example.
-    mediation = driver.front.mediation
-    label = mediation.context_of(peer) if mediation is not None else None
+    guard = driver.bus.guard
+    label = None
+    for module in guard.modules if guard is not None else ():
+        label = label or module.context_of(peer)
     if label is None:
         raise DBusError(
             SELINUX_CONTEXT_UNKNOWN, f"Could not determine security context for '{name.decode()}'"

@@ -125,6 +125,10 @@ class AppArmor:
             f'Connection "{name_of(conn)}" is not allowed to eavesdrop due to AppArmor policy',
         )
 
+    def context_of(self, conn: Connection | None) -> None:
+        # There is no method of the driver's that tells a profile alone.
+        return None
+
     # How it is decided
 
     def _of(self, conn: Connection | None) -> Confinement | None:

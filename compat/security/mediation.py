@@ -121,12 +121,6 @@ class Mediation:
         creds = conn.creds
         self.guard.enter(conn, self.label_of(creds) if creds is not None else None)
 
-    def context_of(self, conn: Connection | None) -> bytes | None:
-        """The SELinux context of a connection, or of the bus (None)."""
-        if self.selinux is None:
-            return None
-        return self.selinux.context if conn is None else conn.subject
-
     def check_activate(self, conn: Connection, msg: Any, label: str | None) -> None:
         """Raises what keeps this message from starting a service."""
         for module in self.guard.modules:

@@ -142,6 +142,10 @@ class SELinux:
         # Asked when the service is there, with a context of its own.
         return None
 
+    def context_of(self, conn: Connection | None) -> bytes | None:
+        """The context of a connection, or of the bus (None)."""
+        return self._target(conn)
+
     # What the policy says
 
     def _learn(self) -> None:
