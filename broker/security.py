@@ -1,8 +1,8 @@
 # cython: infer_types=True
 """Guard: what security modules (SELinux, AppArmor) say, and what is kept of it.
 
-Invariant: without a guard nothing here is entered. With one, a message between two subjects of which
-every message passes costs a comparison: such a yes is kept with the receiver for the sender's
+Invariant: without a guard nothing here is entered. With one, a message costs a comparison where
+every message between two subjects passes: such a yes is kept with the receiver for the sender's
 subject, and is void when `generation` is another. A no is never kept, nor is a yes that somebody
 wants a record of.
 
@@ -115,6 +115,8 @@ class Guard:
     ) -> Any:
         """What is wrong with this message to `receiver`, who awaits it as a reply (`requested`), or
         None."""
+        if self.watching:
+            self.look()
         for module in self.modules:
             problem = module.send(sender, receiver, msg, requested)
             if problem is not None:

@@ -42,9 +42,7 @@ if TYPE_CHECKING:
 
 Problem = Mediated | DBusError
 
-SEND_DENIED = (
-    "An AppArmor policy prevents this sender from sending this message to this recipient"
-)
+SEND_DENIED = "An AppArmor policy prevents this sender from sending this message to this recipient"
 MASKS = {BIND: "bind", EAVESDROP: "eavesdrop"}
 
 KEPT = 16384
@@ -226,7 +224,10 @@ class AppArmor:
         if (sends.audited or receives.audited) and (trouble is not None or msg.type in (1, 4)):
             about = f" bus={_quoted(self.type or 'unknown')}" + _about(msg)
             operation = TYPES.get(msg.type, "invalid")
-            mine, its = _end(sender, who, receiver, label), _end(receiver, whom, sender, _label(who))
+            mine, its = (
+                _end(sender, who, receiver, label),
+                _end(receiver, whom, sender, _label(who)),
+            )
             if sends.audited:
                 self._record(
                     may_send,

@@ -1,10 +1,10 @@
-"""Mediation: the kernel's security modules on one bus: whose connections are whose, and what changes.
+"""Mediation: the kernel's security modules on one bus, who is labelled what, and what changes.
 
 Invariant: who has no label where one is needed does not get in. A bus without a security module has
 no Mediation, and its core no guard.
 
-`mediate()` looks at the kernel; for tests, which have none of both modules, `find` in `selinuxfs` and
-`apparmorfs` is what to replace, and `Mediation.label_of` what a connection is labelled.
+`mediate()` looks at the kernel. Tests, for which there is no such kernel, replace `find()` in
+`selinuxfs` and `apparmorfs`, and `Mediation.label_of`, which tells what a peer is labelled.
 """
 
 from __future__ import annotations
@@ -109,9 +109,7 @@ class Mediation:
         elif self.apparmor is not None:
             why = os.strerror(92 if label is None else 22)  # ENOPROTOOPT, EINVAL
             if label is None or apparmorfs.parse_confinement(label) is None:
-                problem = (
-                    f"Failed to get AppArmor confinement information of socket peer: {why}"
-                )
+                problem = f"Failed to get AppArmor confinement information of socket peer: {why}"
         if problem:
             self._warn(f"Unable to set up new connection: {problem}")
         return not problem

@@ -29,9 +29,7 @@ if TYPE_CHECKING:
 CLASS = "dbus"
 SEND, ACQUIRE = "send_msg", "acquire_svc"
 
-SEND_DENIED = (
-    "An SELinux policy prevents this sender from sending this message to this recipient"
-)
+SEND_DENIED = "An SELinux policy prevents this sender from sending this message to this recipient"
 
 KEPT = 16384
 """Pairs of contexts whose answer is kept."""
@@ -97,7 +95,9 @@ class SELinux:
         self._learn()
         if self.status.enforcing != before.enforcing:
             state = int(self.status.enforcing)
-            self.audit.record(USER_STATUS, f"avc:  op=setenforce lsm=selinux enforcing={state} res=1")
+            self.audit.record(
+                USER_STATUS, f"avc:  op=setenforce lsm=selinux enforcing={state} res=1"
+            )
         if self.status.loads != before.loads:
             loads = self.status.loads
             self.audit.record(
@@ -211,9 +211,7 @@ class SELinux:
             return True
         permissive = not self.status.enforcing or access.permissive
         if bit & access.audit_deny:
-            self._record(
-                "denied", name, about(), subject, target, f" permissive={int(permissive)}"
-            )
+            self._record("denied", name, about(), subject, target, f" permissive={int(permissive)}")
         if permissive:
             access.allowed |= bit
         return permissive

@@ -92,9 +92,11 @@ def test_a_sender_that_may_not(world: World, profiles: Profiles) -> None:
     assert world.records == [
         (
             USER_AVC,
-            'apparmor="DENIED" operation="dbus_method_call"  bus="system" path="/a" '
-            f'interface="com.example.I" member="M" mask="send" name="{service.unique_name}" '
-            f'pid={pid} label="app" peer_pid={pid} peer_label="service"',
+            (
+                'apparmor="DENIED" operation="dbus_method_call"  bus="system" path="/a" '
+                f'interface="com.example.I" member="M" mask="send" name="{service.unique_name}" '
+                f'pid={pid} label="app" peer_pid={pid} peer_label="service"'
+            ),
         )
     ]
     call(app, service.unique_name, b"Other")
@@ -107,15 +109,15 @@ def test_a_receiver_that_may_not(world: World, profiles: Profiles) -> None:
     assert "An AppArmor policy" in app.reply_to(call(app, service.unique_name)).body[0]
     pid = world.host.bus.known(app.unique_name).creds.pid
     assert world.denied() == [
-        'apparmor="DENIED" operation="dbus_method_call"  bus="system" path="/a" '
-        f'interface="com.example.I" member="M" name="{app.unique_name}" mask="receive" '
-        f'pid={pid} label="service" peer_pid={pid} peer_label="app"'
+        (
+            'apparmor="DENIED" operation="dbus_method_call"  bus="system" path="/a" '
+            f'interface="com.example.I" member="M" name="{app.unique_name}" mask="receive" '
+            f'pid={pid} label="service" peer_pid={pid} peer_label="app"'
+        )
     ]
 
 
-def test_unconfined_and_complaining(
-    world: World, profiles: Profiles, kernel: FakeAppArmor
-) -> None:
+def test_unconfined_and_complaining(world: World, profiles: Profiles, kernel: FakeAppArmor) -> None:
     profiles.say(NO, SEND, b"new")
     profiles.say(NO, BIND, b"new")
     _app, _service, free, new = (world.client() for _ in range(4))
@@ -125,8 +127,9 @@ def test_unconfined_and_complaining(
     assert [mask for mask, _ in kernel.asked] == [SEND]  # the unconfined one is not asked
     assert world.denied()[0].startswith('apparmor="ALLOWED" operation="dbus_method_call" ')
     assert new.reply_to(new.driver(b"RequestName", "su", "com.example.New", 0)).body == [1]
-    assert 'apparmor="ALLOWED" operation="dbus_bind"  bus="system" name="com.example.New"' in (
-        world.denied()[-1]
+    assert (
+        'apparmor="ALLOWED" operation="dbus_bind"  bus="system" name="com.example.New"'
+        in (world.denied()[-1])
     )
 
 
@@ -178,19 +181,21 @@ def test_names(world: World, profiles: Profiles, kernel: FakeAppArmor) -> None:
     refused = app.reply_to(app.driver(b"RequestName", "su", "com.example.Not", 0))
     assert refused.error_name == "org.freedesktop.DBus.Error.AccessDenied"
     assert refused.body == [
-        f'Connection "{app.unique_name}" is not allowed to own the service "com.example.Not" due '
-        "to AppArmor policy"
+        (
+            f'Connection "{app.unique_name}" is not allowed to own the service "com.example.Not" '
+            "due to AppArmor policy"
+        )
     ]
     pid = world.host.bus.known(app.unique_name).creds.pid
     assert world.denied() == [
-        'apparmor="DENIED" operation="dbus_bind"  bus="system" name="com.example.Not" mask="bind" '
-        f'pid={pid} label="app"'
+        (
+            'apparmor="DENIED" operation="dbus_bind"  bus="system" name="com.example.Not" '
+            f'mask="bind" pid={pid} label="app"'
+        )
     ]
 
 
-def test_eavesdroppers_and_monitors(
-    world: World, profiles: Profiles, kernel: FakeAppArmor
-) -> None:
+def test_eavesdroppers_and_monitors(world: World, profiles: Profiles, kernel: FakeAppArmor) -> None:
     profiles.say(NO, EAVESDROP, b"app")
     app, service = world.client(), world.client()
     told = f'Connection "{app.unique_name}" is not allowed to eavesdrop due to AppArmor policy'
@@ -202,8 +207,10 @@ def test_eavesdroppers_and_monitors(
     assert (EAVESDROP, b"label\0app\0 system") in kernel.asked
     pid = world.host.bus.known(app.unique_name).creds.pid
     assert set(world.denied()) == {
-        'apparmor="DENIED" operation="dbus_eavesdrop"  bus="system" mask="eavesdrop" '
-        f'pid={pid} label="app"'
+        (
+            'apparmor="DENIED" operation="dbus_eavesdrop"  bus="system" mask="eavesdrop" '
+            f'pid={pid} label="app"'
+        )
     }
     assert app.reply_to(app.driver(b"AddMatch", "s", "type='signal'")).type == wire.RETURN
     asked = service.driver(b"BecomeMonitor", "asu", [], 0, interface=monitor)
@@ -247,9 +254,7 @@ def test_nothing_is_kept_where_the_kernel_does_not_tell(
         assert app.reply_to(call(app, free.unique_name)).type == wire.ERROR
 
 
-def test_unconfined_pairs_ask_nobody(
-    monkeypatch: pytest.MonkeyPatch, profiles: Profiles
-) -> None:
+def test_unconfined_pairs_ask_nobody(monkeypatch: pytest.MonkeyPatch, profiles: Profiles) -> None:
     kernel = FakeAppArmor(profiles, watched=False)
     with mediated.world(monkeypatch, b"unconfined", apparmor=kernel) as world:
         one, other = world.client(), world.client()
@@ -269,12 +274,16 @@ def test_a_kernel_that_does_not_answer(world: World, kernel: FakeAppArmor) -> No
     pid = world.host.bus.known(app.unique_name).creds.pid
     about = ' bus="system" path="/a" interface="com.example.I" member="M"'
     assert world.denied() == [
-        f'apparmor="DENIED" operation="dbus_method_call" {about} mask="send" '
-        f'name="{service.unique_name}" pid={pid} label="app" peer_pid={pid} peer_label="service" '
-        'info="Permission denied"',
-        f'apparmor="DENIED" operation="dbus_method_call" {about} name="{app.unique_name}" '
-        f'mask="receive" pid={pid} label="service" peer_pid={pid} peer_label="app" '
-        'peer_info="Permission denied"',
+        (
+            f'apparmor="DENIED" operation="dbus_method_call" {about} mask="send" '
+            f'name="{service.unique_name}" pid={pid} label="app" peer_pid={pid} '
+            'peer_label="service" info="Permission denied"'
+        ),
+        (
+            f'apparmor="DENIED" operation="dbus_method_call" {about} name="{app.unique_name}" '
+            f'mask="receive" pid={pid} label="service" peer_pid={pid} peer_label="app" '
+            'peer_info="Permission denied"'
+        ),
     ]
     kernel.fails = errno.ENOMEM
     refused = app.reply_to(app.driver(b"RequestName", "su", "com.example.Mine", 0))
@@ -286,9 +295,7 @@ def test_services_that_are_started(
     monkeypatch: pytest.MonkeyPatch, profiles: Profiles, kernel: FakeAppArmor
 ) -> None:
     services = {"com.example.Started": "/bin/false"}
-    with mediated.world(
-        monkeypatch, b"app (enforce)", apparmor=kernel, services=services
-    ) as world:
+    with mediated.world(monkeypatch, b"app (enforce)", apparmor=kernel, services=services) as world:
         app = world.client()
         profiles.say(NO, SEND, b"app", b"M")
         refused = app.reply_to(call(app, "com.example.Started"))
@@ -303,12 +310,8 @@ def test_services_that_are_started(
         assert other.error_name == "org.freedesktop.DBus.Error.Spawn.ChildExited"
 
 
-def test_a_label_that_cannot_be_read(
-    monkeypatch: pytest.MonkeyPatch, kernel: FakeAppArmor
-) -> None:
-    with mediated.world(
-        monkeypatch, b"", b"strange", b"unconfined", apparmor=kernel
-    ) as world:
+def test_a_label_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch, kernel: FakeAppArmor) -> None:
+    with mediated.world(monkeypatch, b"", b"strange", b"unconfined", apparmor=kernel) as world:
         for why in ("Protocol not available", "Invalid argument"):
             with pytest.raises(ConnectionError):
                 world.client()

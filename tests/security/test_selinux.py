@@ -62,9 +62,11 @@ def test_what_is_denied(world: World) -> None:
     assert world.records == [
         (
             USER_AVC,
-            "avc:  denied  { send_msg } for msgtype=method_call interface=com.example.I member=M "
-            f"dest={c.unique_name} spid={pid} tpid={pid} scontext=u:r:a_t:s0 "
-            "tcontext=u:r:c_t:s0 tclass=dbus permissive=0",
+            (
+                "avc:  denied  { send_msg } for msgtype=method_call interface=com.example.I "
+                f"member=M dest={c.unique_name} spid={pid} tpid={pid} scontext=u:r:a_t:s0 "
+                "tcontext=u:r:c_t:s0 tclass=dbus permissive=0"
+            ),
         )
     ]
     # Each time.
@@ -95,16 +97,15 @@ def test_broadcasts_reach_those_who_may_hear(world: World) -> None:
     a, b, c = world.client(), world.client(), world.client()
     for client in (b, c):
         client.reply_to(client.driver(b"AddMatch", "s", "interface='com.example.I'"))
-    a.message(
-        wire.SIGNAL, destination=None, path=b"/a", interface=b"com.example.I", member=b"S"
-    )
+    a.message(wire.SIGNAL, destination=None, path=b"/a", interface=b"com.example.I", member=b"S")
     assert next_of(b, wire.SIGNAL).member == "S"
     c.driver(b"GetId")
     last = c.receive()
     assert last is not None
     assert last.type == wire.RETURN
-    assert "msgtype=signal interface=com.example.I member=S dest=org.freedesktop.DBus" in (
-        world.denied()[0]
+    assert (
+        "msgtype=signal interface=com.example.I member=S dest=org.freedesktop.DBus"
+        in (world.denied()[0])
     )
 
 
@@ -137,13 +138,17 @@ def test_names(world: World, kernel: FakeSELinux) -> None:
     refused = a.reply_to(a.driver(b"RequestName", "su", "com.example.Labelled", 0))
     assert refused.error_name == "org.freedesktop.DBus.Error.AccessDenied"
     assert refused.body == [
-        f'Connection "{a.unique_name}" is not allowed to own the service "com.example.Labelled" '
-        "due to SELinux policy"
+        (
+            f'Connection "{a.unique_name}" is not allowed to own the service '
+            '"com.example.Labelled" due to SELinux policy'
+        )
     ]
     pid = world.host.bus.known(a.unique_name).creds.pid
     assert world.denied() == [
-        f"avc:  denied  {{ acquire_svc }} for service=com.example.Labelled spid={pid} "
-        "scontext=u:r:a_t:s0 tcontext=u:r:name_t:s0 tclass=dbus permissive=0"
+        (
+            f"avc:  denied  {{ acquire_svc }} for service=com.example.Labelled spid={pid} "
+            "scontext=u:r:a_t:s0 tcontext=u:r:name_t:s0 tclass=dbus permissive=0"
+        )
     ]
     kernel.allow.add((A, b"u:r:name_t:s0", ACQUIRE))
     kernel.changed()
@@ -171,9 +176,7 @@ def test_what_is_kept(world: World, kernel: FakeSELinux) -> None:
     assert world.records[0][1] == "avc:  op=load_policy lsm=selinux seqno=2 res=1"
 
 
-def test_a_new_policy_has_the_configuration_read_again(
-    world: World, kernel: FakeSELinux
-) -> None:
+def test_a_new_policy_has_the_configuration_read_again(world: World, kernel: FakeSELinux) -> None:
     a = world.client()
     reloads: list[bool] = []
     service = world.host.service
@@ -219,7 +222,9 @@ def test_dontaudit_and_auditallow(world: World, kernel: FakeSELinux) -> None:
     assert a.reply_to(call(a, c.unique_name)).type == wire.ERROR
     assert world.denied() == []
     a.reply_to(a.driver(b"RequestName", "su", "com.example.Any", 0))
-    assert world.denied()[0].startswith("avc:  granted  { acquire_svc } for service=com.example.Any")
+    assert world.denied()[0].startswith(
+        "avc:  granted  { acquire_svc } for service=com.example.Any"
+    )
 
 
 def test_an_unknown_class(monkeypatch: pytest.MonkeyPatch, kernel: FakeSELinux) -> None:
