@@ -71,6 +71,7 @@ class SELinux:
         self.names: dict[bytes, bytes] = {}
         self.kept: dict[tuple[bytes, bytes], Access] = {}
         self.number = 0
+        self.trouble: int | None = None
         self.permissions: dict[str, int] = {}
         self.status: Status = kernel.status()
         self._learn()
@@ -86,6 +87,7 @@ class SELinux:
 
     def flushed(self) -> None:
         self.kept.clear()
+        self.trouble = None
         before = self.status
         try:
             self.status = self.kernel.status()
@@ -203,7 +205,10 @@ class SELinux:
         except OSError as error:
             if error.errno == errno.EINVAL and not self.status.enforcing:
                 return True  # the policy does not know one of the contexts any more
-            self.warn(f"SELinux denying due to: {os.strerror(error.errno or errno.EIO)}")
+            if error.errno != self.trouble:
+                # Once: whoever is denied may ask as often as he likes.
+                self.trouble = error.errno
+                self.warn(f"SELinux denying due to: {os.strerror(error.errno or errno.EIO)}")
             return False
         if bit & access.allowed:
             if bit & access.audit_allow:

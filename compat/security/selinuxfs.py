@@ -105,8 +105,12 @@ def find() -> SELinuxFS | None:
     if not os.path.exists(CONFIG):
         return None
     for place in PLACES:
-        if os.path.exists(f"{place}/access") and os.path.exists(f"{place}/enforce"):
-            return SELinuxFS(place)
+        try:
+            # What a container may only read is its host's policy, and is not about us.
+            if os.path.exists(f"{place}/access") and not os.statvfs(place).f_flag & os.ST_RDONLY:
+                return SELinuxFS(place)
+        except OSError:
+            continue
     return None
 
 

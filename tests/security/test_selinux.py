@@ -280,6 +280,28 @@ def test_who_has_no_context_does_not_get_in(
         assert world.client().unique_name
 
 
+def test_a_service_that_is_started_has_its_own_context(
+    monkeypatch: pytest.MonkeyPatch, kernel: FakeSELinux
+) -> None:
+    """Nothing is asked before it is there."""
+    services = {"com.example.Late": "/bin/true"}
+    with mediated.world(monkeypatch, A, C, B, selinux=kernel, services=services) as world:
+        for allowed, label in ((False, C), (True, B)):
+            a = world.clients[0] if world.clients else world.client()
+            serial = call(a, "com.example.Late")
+            a.reply_to(a.driver(b"GetId"))
+            assert world.denied() == []
+            service = world.client()
+            asked = service.driver(b"RequestName", "su", "com.example.Late", 0)
+            if allowed:
+                assert next_of(service, wire.CALL).member == "M"
+            assert service.reply_to(asked).body == [1]
+            if not allowed:
+                assert "An SELinux policy" in a.reply_to(serial).body[0]
+                assert f"tcontext={label.decode()}" in world.denied()[0]
+                service.reply_to(service.driver(b"ReleaseName", "s", "com.example.Late"))
+
+
 def test_what_the_driver_tells(world: World) -> None:
     a, b = world.client(), world.client()
 
