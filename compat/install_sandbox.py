@@ -41,8 +41,6 @@ PrivateNetwork=yes
 IPAddressDeny=any
 RestrictAddressFamilies=AF_UNIX
 ProtectKernelTunables=yes
-# AppArmor is asked by writing there; SELinux's own file system stays as it is.
-ReadWritePaths=-/sys/kernel/security/apparmor/.access
 ProtectKernelModules=yes
 ProtectKernelLogs=yes
 ProtectControlGroups=yes
