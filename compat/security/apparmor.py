@@ -5,8 +5,8 @@ sender's profile whether it may send it and the receiver's whether it may receiv
 were asked for ask nobody. Who is unconfined, or in complain mode, is kept from nothing.
 
 The label is that of connect(2): what a process becomes later does not count, as in dbus-daemon.
-Answers are kept for as long as the kernel tells us of new profiles; where it does not, each message
-of a confined client is asked about.
+What passed is kept (`keeps`) for as long as the kernel tells us of new profiles; where it does not,
+each message of a confined client is asked about.
 """
 
 from __future__ import annotations
@@ -45,9 +45,6 @@ Problem = Mediated | DBusError
 SEND_DENIED = "An AppArmor policy prevents this sender from sending this message to this recipient"
 MASKS = {BIND: "bind", EAVESDROP: "eavesdrop"}
 
-KEPT = 16384
-"""Questions whose answer is kept."""
-
 _SILENT = Answer(True, False)
 
 
@@ -69,10 +66,11 @@ class AppArmor:
         self.type = type
         self.bus = type.encode() if type is not None else b""
         self.own_confinement = kernel.confinement()
-        self.kept: dict[tuple[int, bytes], Answer] = {}
+        self.keeps = False
 
     def flushed(self) -> None:
-        self.kept.clear()
+        # Nothing is kept here.
+        return None
 
     # What the guard asks
 
@@ -83,6 +81,7 @@ class AppArmor:
     def send(
         self, sender: Connection, receiver: Connection | None, msg: Message, requested: bool
     ) -> Problem | None:
+        self.keeps = requested
         if requested:
             return None
         return self._send(sender, receiver, msg, self._of(receiver), False)
@@ -138,15 +137,7 @@ class AppArmor:
     def _query(self, mask: int, question: bytes | None) -> Answer:
         if question is None:
             raise OSError(22, os.strerror(22))
-        if self.kernel.revision is None:
-            return self.kernel.query(mask, question)
-        answer = self.kept.get((mask, question))
-        if answer is None:
-            answer = self.kernel.query(mask, question)
-            if len(self.kept) >= KEPT:
-                self.kept.clear()
-            self.kept[mask, question] = answer
-        return answer
+        return self.kernel.query(mask, question)
 
     def _decide(
         self,
@@ -242,6 +233,8 @@ class AppArmor:
                     f'{about} name={_quoted(source)} mask="receive"{its}{swapped}',
                 )
         if may_send and may_receive:
+            silent = not sends.audited and not receives.audited
+            self.keeps = silent and self.kernel.revision is not None and not activation
             return None
         if trouble is not None:
             return _failed(trouble)

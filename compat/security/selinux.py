@@ -70,6 +70,7 @@ class SELinux:
         self.context = kernel.context()
         self.names: dict[bytes, bytes] = {}
         self.kept: dict[tuple[bytes, bytes], Access] = {}
+        self.keeps = False
         self.number = 0
         self.trouble: int | None = None
         self.permissions: dict[str, int] = {}
@@ -122,6 +123,8 @@ class SELinux:
         def about() -> str:
             return about_message(sender, receiver, msg)
 
+        # Where it could be kept, all that is said between the two is.
+        self.keeps = self.always(sender, receiver)
         if self._allows(sender.subject, self._target(receiver), SEND, about):
             return None
         told = self.complaint(sender, receiver, msg, SEND_DENIED, 0, False)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from jitney.broker.bus import Bus
 from jitney.broker.connection import Connection
 from jitney.broker.errors import ACCESS_DENIED, Mediated
+from jitney.broker.security import CASES as CASES_KEPT
 from jitney.broker.security import Guard
 from jitney.compat import wire
 
@@ -28,6 +29,9 @@ class Module:
         self.open: set[PAIR] = set()
         self.asked: list[PAIR] = []
         self.flushes = 0
+        self.cases: set[tuple[bytes | None, ...]] = set()
+        self.sent = 0
+        self.keeps = False
 
     def flushed(self) -> None:
         self.flushes += 1
@@ -44,6 +48,11 @@ class Module:
         self, sender: Connection, receiver: Connection | None, msg: Any, requested: bool
     ) -> Any:
         pair = self.pair(sender, receiver)
+        self.sent += 1
+        case = (*pair, msg.destination, msg.path, msg.interface, msg.member)
+        self.keeps = case in self.cases
+        if self.keeps:
+            return None
         if requested or pair in self.allow | self.open:
             return None
         return Mediated(ACCESS_DENIED, "no")
@@ -207,3 +216,68 @@ def test_what_is_kept_is_what_would_be_said(steps: list[tuple[str, int, int]]) -
         serial += 1
         bus.dispatch(conns[i], corebus.call(conns[j].unique_name, serial, 1))
         assert bool(types(conns[j])) is (pair in module.open)
+
+
+CASES = st.tuples(
+    st.integers(0, 3),
+    st.integers(0, 3),
+    st.booleans(),
+    st.sampled_from([b"/a", b"/b"]),
+    st.sampled_from([None, b"com.example.I", b"com.example.J"]),
+    st.sampled_from([b"M", b"N"]),
+)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["say", "say", "say", "change"]), CASES), max_size=80))
+def test_messages_that_passed_are_told_apart(steps: list[tuple[str, Any]]) -> None:
+    """By all that a module may look at; and each is asked about once."""
+    module = Module()
+    bus = guarded(module)
+    assert bus.guard is not None
+    conns = [join(bus, b"%d" % i) for i in range(4)]
+    for i, conn in enumerate(conns):
+        module.allow.add((b"%d" % i, b"com.example.N%d" % i))
+        bus.request_name(conn, b"com.example.N%d" % i, 0)
+    known: set[Any] = set()
+    serial = 0
+    for what, (i, j, by_name, path, interface, member) in steps:
+        destination = b"com.example.N%d" % j if by_name else conns[j].unique_name
+        case = (b"%d" % i, b"%d" % j, destination, path, interface, member)
+        if what == "change":
+            module.cases ^= {case}
+            bus.guard.flush()
+            known.clear()
+            continue
+        serial += 1
+        sent = module.sent
+        bus.dispatch(
+            conns[i],
+            corebus.message(
+                wire.CALL, serial, flags=1, path=path, interface=interface, member=member,
+                destination=destination,
+            ),
+        )  # fmt: skip
+        passed = bool(types(conns[j]))
+        assert passed is (case in module.cases)
+        assert (module.sent == sent) is (case in known)
+        if passed:
+            known.add(case)
+
+
+def test_what_is_remembered_has_an_end() -> None:
+    module = Module()
+    bus = guarded(module)
+    a, b = join(bus, b"a"), join(bus, b"b")
+    for serial in range(1, CASES_KEPT + 100):
+        name = b"M%d" % serial
+        module.cases.add((b"a", b"b", b.unique_name, b"/a", b"com.example.I", name))
+        bus.dispatch(
+            a,
+            corebus.message(
+                wire.CALL, serial, flags=1, path=b"/a", interface=b"com.example.I", member=name,
+                destination=b.unique_name,
+            ),
+        )  # fmt: skip
+    assert bus.guard is not None
+    assert 0 < bus.guard.n_cases <= CASES_KEPT
+    assert len(types(b)) == CASES_KEPT + 99
