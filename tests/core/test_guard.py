@@ -6,7 +6,7 @@ from typing import Any
 
 import corebus
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jitney.broker.bus import Bus
@@ -191,6 +191,7 @@ def test_memory_that_changes() -> None:
     memory.extend(b"free again")
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.one_of(
@@ -228,6 +229,7 @@ CASES = st.tuples(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["say", "say", "say", "change"]), CASES), max_size=80))
 def test_messages_that_passed_are_told_apart(steps: list[tuple[str, Any]]) -> None:
     """By all that a module may look at; and each is asked about once."""
