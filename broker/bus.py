@@ -210,6 +210,8 @@ class Bus(Router):
                 f'Connection "{conn.label}" is not allowed to own the service "{_shown(text)}"'
                 "because it is reserved for D-Bus' use only",
             )
+        if self.guard is not None:
+            self.guard.check_own(conn, text)
         endpoint = conn.endpoint
         if not conn.policy.may_own(text) or (endpoint is not None and not endpoint.may_own(text)):
             refused = Refused(

@@ -54,6 +54,9 @@ cdef class Connection:
     cdef public uint32_t version
     cdef public object transport
     cdef public object creds
+    cdef public object subject
+    cdef public uint32_t subject_number
+    cdef uint64_t[4] subject_keys
 
     cpdef void forget_verdicts(self)
     @cython.locals(number=uint32_t, slot=uint32_t)

@@ -47,6 +47,9 @@ class Connection:
     `seen`: peers that have shown themselves to it there, `seen_by` those to whom it has. `version`
     counts up when the names that it owns change.
 
+    `subject`: what security modules know it by, `subject_number` a number for that; `subject_keys`:
+    subjects whose messages to this one all pass, see `security.Guard`.
+
     `to_keys`, `to_types`: the message types that clients of a policy may always send to this
     connection, by the policy's number, in slot number % KEPT; `from_keys`, `from_types`: those that
     they may always receive from it. They hold as long as it has the same names."""
@@ -95,9 +98,12 @@ class Connection:
         self.version = 0
         self.transport: Any = None
         self.creds: Any = None
+        self.subject: bytes | None = None
+        self.subject_number = 0
         if not cython.compiled:
             self.to_keys, self.to_types = [0] * KEPT, [0] * KEPT
             self.from_keys, self.from_types = [0] * KEPT, [0] * KEPT
+            self.subject_keys = [0] * KEPT
 
     def forget_verdicts(self) -> None:
         """Its names are others now."""

@@ -25,3 +25,7 @@ class Refused(Exception):
         super().__init__(text)
         self.code = code
         self.text = text
+
+
+class Mediated(Refused):
+    """The same, where it was a security module's word and not the policy's."""

@@ -13,6 +13,7 @@ from .meter cimport Counts
 from .names cimport Name, Registry
 from .queue cimport Queue
 from .replies cimport Replies, Slot
+from .security cimport Guard
 from .trace cimport Tracer
 
 cdef int _NEW, _ACTIVE, _MONITOR, _CLOSED
@@ -34,6 +35,7 @@ cdef class Router:
     cdef public uint64_t last_id
     cdef public uint64_t first
     cdef public object outside
+    cdef public Guard guard
     cdef uint64_t last_rule
     cdef readonly list dirty
     cdef public bint flushing
@@ -44,7 +46,7 @@ cdef class Router:
     cdef Message greeting
     cdef Message own
     cdef readonly uint64_t n_messages
-    cdef readonly uint64_t n_denied
+    cdef public uint64_t n_denied
     cdef readonly uint64_t n_dropped
     cdef readonly Py_ssize_t peak_rules
     cdef readonly Py_ssize_t peak_names
@@ -83,6 +85,7 @@ cdef class Router:
     @cython.locals(counts=Counts)
     cdef enqueue(self, Connection dest, Message msg, Connection sender, Tally tally)
     cpdef stir(self, Connection conn)
+    @cython.locals(guard=Guard)
     cdef bint may_send(self, Connection conn, Connection addressed, Connection proposed, Message msg, bint requested) except -1
     cdef bint may_receive(self, Connection conn, Connection addressed, Connection proposed, Message msg, bint requested) except -1
     cpdef refuse(self, Connection conn, Message msg, str code, str text)

@@ -31,6 +31,7 @@ from .message import Message, clean
 from .names import Registry
 from .queue import sender_field
 from .replies import Replies
+from .security import Guard
 
 if not cython.compiled:
     from .mem import load32, of_bytes, same, take, view
@@ -54,6 +55,7 @@ class Router:
     `flushing`: the front is in the midst of its round and will look there before it rests.
     `metered`: what passes is counted, see `meter`; connections take that from here.
     `first`: the id of ":1.0"; 0 where the number in a unique name is the id itself.
+    `guard`: what security modules say, None without any.
     `outside`: told of each broadcast of a connection without `taker`, `outside(msg, sender)`."""
 
     def __init__(self, limits: Limits | None = None, front: Any = None, guid: str = "") -> None:
@@ -74,6 +76,7 @@ class Router:
         self.last_id = 0
         self.first = 1
         self.outside: Any = None
+        self.guard: Guard | None = None
         self.last_rule = 0
         self.dirty: list[Connection] = []
         self.flushing = False
@@ -184,6 +187,10 @@ class Router:
                     and same(msg.p, msg.member_off, msg.member_len, b"Hello")
                     and (msg.iface_len < 0 or same(msg.p, msg.iface_off, msg.iface_len, DRIVER))
                 ):
+                    if self.guard is not None and not self.guard.passes(
+                        self, conn, None, msg, False
+                    ):
+                        return
                     self.greeting = msg
                     if self.front.driver_call(conn, msg) and self.match_index.n_eavesdrop:
                         self.broadcast(msg, conn, None)
@@ -326,6 +333,8 @@ class Router:
         for conn in self.match_index.collect(msg, sender, dest):
             endpoint = conn.endpoint
             if endpoint is not None and not endpoint.hears(conn, msg, sender):
+                continue
+            if self.guard is not None and not self.guard.hears(self, conn, msg, sender):
                 continue
             plain = msg.reply_serial == 0 and msg.dest_len < 0
             if sender is not None and not (
@@ -520,6 +529,9 @@ class Router:
             self.refuse(
                 conn, msg, ACCESS_DENIED, "Message bus will not accept messages of unknown type\n"
             )
+            return False
+        guard = self.guard
+        if guard is not None and not guard.passes(self, conn, proposed, msg, requested):
             return False
         if conn.send_open:
             return True

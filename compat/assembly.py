@@ -23,6 +23,7 @@ from .errors import ACCESS_DENIED, FAILED, DBusError
 from .front import Front, loginfo
 from .hub import Hub
 from .listen import new_guid
+from .security.mediation import mediate
 from .snapshot import about_daemon
 
 if TYPE_CHECKING:
@@ -143,6 +144,8 @@ class ActivationContext:
 
     def check_activate(self, conn: Connection, msg: Message, service: ActivatableService) -> None:
         """The policy's word before anything is started: the receiver is nobody yet."""
+        if self.front.mediation is not None:
+            self.front.mediation.check_activate(conn, msg, service.file.apparmor_label)
         if conn.send_open or conn.policy.may_send(self.bus, msg, None, False):
             return
         text = self.front.complaint(
@@ -200,6 +203,7 @@ class BusService:
         self.front.use_driver(
             Driver(self.bus, self.activator, BusContext(self, daemon), interfaces)
         )
+        self.front.mediation = mediate(self.bus, self.front, config, loop, daemon.reload_soon)
         self.hub = Hub(self.bus, self.front)
         if len(os.sched_getaffinity(0)) > 1:
             # With a single CPU, whom we wait for could not run while we look.
@@ -267,6 +271,8 @@ class BusService:
         self.bus.set_limits(limits)
         self.hub.set_limits()
         self.front.set_policies(policies)
+        if self.front.mediation is not None:
+            self.front.mediation.reload(config)
         self.activator.reload(settings, config.service_dirs)
         self.watch.watch(self.watched(config))
         self.hub.flush()
@@ -281,6 +287,8 @@ class BusService:
         self.watch.close()
         self.activator.close()
         self.hub.stop()
+        if self.front.mediation is not None:
+            self.front.mediation.close()
         if self.store is not None:
             self.store.close()
 

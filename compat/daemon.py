@@ -241,7 +241,9 @@ class Daemon:
         self.log.prefix = prefix_for(config.type)
         self._warn_of_config()
         if config.apparmor == "required":
-            raise DBusError(FAILED, "AppArmor mediation required but not present")
+            from .security.mediation import present
+
+            present(config.apparmor)
         if config.pidfile is not None and options.write_pidfile:
             # A race, but worth a look before we unlink the socket of a bus that runs.
             process.check_pidfile(config.pidfile)

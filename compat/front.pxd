@@ -15,6 +15,7 @@ cdef class Front:
     cdef public object activator
     cdef public object hub
     cdef public object doors
+    cdef public object mediation
     cdef public object driver_call, undirected, name_owner_changed, name_acquired, name_lost
     cdef readonly set known
     cdef readonly dict shared

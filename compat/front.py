@@ -48,6 +48,7 @@ class Front:
         self.activator: Any = None
         self.hub: Any = None
         self.doors: Any = None
+        self.mediation: Any = None
         self.known: set[int] = set()
         self.shared: dict[int | None, Any] = {}
 
@@ -70,9 +71,13 @@ class Front:
                 f"Rejected connection of user {uid}", self.policies, reason="connect", uid=uid
             )
             return None
+        if self.mediation is not None and not self.mediation.admits(peer.creds):
+            return None
         conn = self.bus.connect(uid)
         conn.transport = peer
         conn.creds = peer.creds
+        if self.mediation is not None:
+            self.mediation.enter(conn)
         conn.accepts_fds = auth.unix_fds
         if peer.listener.endpoint is not None:
             peer.listener.endpoint.enter(conn)
@@ -100,6 +105,8 @@ class Front:
 
     def give_policy(self, conn: Connection) -> None:
         """Sets the connection's policy from the rules in force; at Hello, and after a reload."""
+        if self.mediation is not None and conn.subject is None:
+            self.mediation.enter(conn)
         uid = conn.user.uid
         policy = self.shared.get(uid)
         if policy is not None:
@@ -168,6 +175,31 @@ class Front:
             return
         name = NAMES[refused.code] if isinstance(refused, Refused) else refused.name
         self.say_no(conn, msg.serial, name, refused.text)
+
+    def withheld(
+        self,
+        conn: Connection,
+        dest: Connection | None,
+        msg: Message,
+        problem: Refused | DBusError,
+    ) -> None:
+        """A security module keeps a message from `dest` (None: the bus)."""
+        if conn.counts is not None:
+            conn.counts.refused(ACCESS_DENIED)
+        if self.bus.monitors:
+            if conn.id == 0:
+                self.bus.capture(msg, conn, None)
+            self.judged(conn, dest, msg, ACCESS_DENIED, problem.text, None)
+        self.refused(conn, msg, problem)
+
+    def capture_withheld(
+        self, conn: Connection, dest: Connection, msg: Message, problem: Refused | DBusError
+    ) -> None:
+        """The same for a broadcast: monitors see the error that nobody else gets."""
+        if self.bus.monitors:
+            name = NAMES[problem.code] if isinstance(problem, Refused) else problem.name
+            self.driver.capture_error(conn, msg.serial, name, problem.text)
+            self.judged(conn, dest, msg, ACCESS_DENIED, problem.text, None)
 
     def turned_back(
         self, conn: Connection, dest: Connection | None, msg: Message, hidden: bool

@@ -56,6 +56,7 @@ class Plain(NamedTuple):
     include_dirs: tuple[str, ...]
     limit_values: dict[str, int]
     apparmor: str
+    selinux_contexts: dict[str, str]
     addresses: tuple[str, ...]
     service_dirs: tuple[ServiceDir, ...]
     warnings: tuple[ConfigWarning, ...]

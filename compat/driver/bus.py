@@ -39,7 +39,6 @@ if not cython.compiled:
     from ..matchrule import parse
     from ..wire import string, u32
 
-_SELINUX = "/sys/fs/selinux/enforce"
 _MAX_ID = 0xFFFFFFFF
 
 
@@ -120,6 +119,8 @@ def add_match(driver: Driver, conn: Connection, msg: Message) -> bytes | None:
     rule = parse(arg(msg))
     if rule.eavesdrop:
         driver.check_privileged(conn, "AddMatch")
+        if driver.bus.guard is not None:
+            driver.bus.guard.check_eavesdrop(conn)
     driver.bus.add_match(conn, rule)
     return b""
 
@@ -187,7 +188,10 @@ def get_connection_selinux_security_context(
     name = arg(msg)
     peer = peer_of(driver, name, "security context")
     # Without SELinux a label is something else, AppArmor's for example.
-    label = peer.creds.label() if peer is not None and os.path.exists(_SELINUX) else None
+    guard = driver.bus.guard
+    label = None
+    for module in guard.modules if guard is not None else ():
+        label = label or module.context_of(peer)
     if label is None:
         raise DBusError(
             SELINUX_CONTEXT_UNKNOWN, f"Could not determine security context for '{name.decode()}'"

@@ -180,7 +180,8 @@ class Driver:
                 conn.counts.refused(refused.code)
             if self.bus.monitors and refused.code == NOT_ALLOWED:
                 # Owning a name is all that the core's policy refuses here.
-                self.front.judged(conn, None, msg, refused.code, refused.text, conn.policy)
+                policy = conn.policy if type(refused) is Refused else None
+                self.front.judged(conn, None, msg, refused.code, refused.text, policy)
             self.error(conn, msg.serial, NAMES[refused.code], refused.text)
             return False
         if body is not None and not (method.ack and msg.flags & 1):

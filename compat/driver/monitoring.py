@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 
 def become_monitor(driver: Driver, conn: Connection, msg: Message) -> bytes | None:
+    if driver.bus.guard is not None:
+        driver.bus.guard.check_eavesdrop(conn)
     filters, flags = wire.unmarshal(msg.signature, msg.body(), msg.big_endian)
     if flags:
         raise DBusError(INVALID_ARGS, "BecomeMonitor does not support any flags yet")

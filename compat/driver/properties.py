@@ -21,9 +21,11 @@ if TYPE_CHECKING:
 def features(driver: Driver) -> list[str]:
     """Specification, "Message Bus Properties": in alphabetical order, as dbus-daemon has them."""
     found = ["ActivatableServicesChanged", "HeaderFiltering"]
+    if driver.bus.guard is not None:
+        found += [module.feature for module in driver.bus.guard.modules]
     if driver.context.systemd_activation:
         found.append("SystemdActivation")
-    return found
+    return sorted(found)
 
 
 def interfaces(driver: Driver) -> list[str]:

@@ -118,6 +118,8 @@ def applied(
     for conn in conns:
         if conn.id:
             service.front.give_policy(conn)
+        elif service.front.mediation is not None:
+            service.front.mediation.enter(conn)
     driver.serial, driver.stats_serial, driver.connection_stats_serial = document["driver"]
     kept = document["keeper"] >= 0
     changed = activations.restore_activations(

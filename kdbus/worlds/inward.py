@@ -228,6 +228,9 @@ class Inward:
 
     def hears(self, conn: Any, guest: Any, msg: Message) -> bool:
         sender, listener = guest.core, conn.core
+        guard = self.core.guard
+        if guard is not None and guard.send(sender, listener, msg, False) is not None:
+            return False
         if not sender.send_open and not sender.policy.may_send(self.core, msg, listener, False):
             return False
         if not listener.receive_open and not listener.policy.may_receive(
