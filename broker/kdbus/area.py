@@ -37,6 +37,13 @@ class Area:
             self.held[at : at + n] = data
         return n
 
+    def copy(self, at: int, data: bytearray, start: int, n: int) -> int:
+        """Writes `data[start : start + n]`, without a view of it."""
+        if n < 0 or at < 0 or at > self.size - n or start < 0 or start > len(data) - n:
+            raise IndexError("outside of the pool")
+        self.held[at : at + n] = data[start : start + n]
+        return n
+
     def zero(self, at: int, n: int) -> None:
         if at < 0 or n < 0 or at > self.size - n:
             raise IndexError("outside of the pool")

@@ -6,6 +6,7 @@ Python.
 """
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_GET_SIZE
 from libc.stdint cimport uint8_t, uint64_t
 from libc.string cimport memcpy, memset
@@ -59,6 +60,13 @@ cdef class Area:
             memcpy(self.p + at, buffer.buf, n)
         finally:
             PyBuffer_Release(&buffer)
+        return n
+
+    cdef Py_ssize_t copy(self, Py_ssize_t at, bytearray data, Py_ssize_t start, Py_ssize_t n) except -1:
+        """Writes `data[start : start + n]`, without a view of it."""
+        if n < 0 or at < 0 or at > self.size - n or start < 0 or start > PyByteArray_GET_SIZE(data) - n:
+            raise IndexError("outside of the pool")
+        memcpy(self.p + at, PyByteArray_AS_STRING(data) + start, n)
         return n
 
     cdef int zero(self, Py_ssize_t at, Py_ssize_t n) except -1:

@@ -2,18 +2,30 @@
 cimport cython
 from libc.stdint cimport int64_t, uint64_t
 
+from jitney.broker.accounting cimport User
+
 from .match cimport Matches
-from .pool cimport Pool
+from .pool cimport Pool, Slice
 from .queue cimport Entry, Queue
 
 cdef class Transport:
-    pass
+    cpdef wake(self)
 
+@cython.freelist(16)
 cdef class Received:
-    cdef public object offset
+    cdef public uint64_t offset
     cdef public Py_ssize_t size
     cdef public int64_t return_flags
     cdef public object fds
+
+@cython.locals(made=Received)
+cdef Received new_received(uint64_t offset, Py_ssize_t size, int64_t return_flags, object fds)
+
+@cython.freelist(64)
+cdef class Quota:
+    cdef readonly Py_ssize_t memory
+    cdef readonly Py_ssize_t messages
+    cdef readonly Py_ssize_t fds
 
 cdef class Connection:
     cdef dict __dict__
@@ -23,6 +35,7 @@ cdef class Connection:
     cdef readonly bint ordinary
     cdef readonly bint privileged
     cdef readonly bint owner
+    cdef readonly bint confined
     cdef public uint64_t send_flags
     cdef public uint64_t recv_flags
     cdef readonly object bus
@@ -33,7 +46,7 @@ cdef class Connection:
     cdef public object namespaces
     cdef public object fake
     cdef public object facts
-    cdef public object transport
+    cdef public Transport transport
     cdef public bint installs
     cdef public object activates
     cdef readonly Matches matches
@@ -52,14 +65,18 @@ cdef class Connection:
 
     @cython.locals(entry=Entry)
     cpdef recv(self, uint64_t flags, int64_t priority)
-    cpdef take(self, Entry entry, bint peek)
+    @cython.locals(part=Slice)
+    cpdef Received take(self, Entry entry, bint peek)
     @cython.locals(reply=object)
     cpdef forget(self, Entry entry)
-    cpdef free(self, object offset)
+    cpdef free(self, uint64_t offset)
+    @cython.locals(entry=Entry, received=Received)
+    cdef Received next(self)
+    cpdef bint may_talk(self, object creds, Connection whom) except -1
     cpdef lose(self)
     cpdef wake(self)
-    @cython.locals(quota=list, memory=Py_ssize_t, messages=Py_ssize_t, held_fds=Py_ssize_t,
+    @cython.locals(quota=Quota, memory=Py_ssize_t, messages=Py_ssize_t, held_fds=Py_ssize_t,
                    room=Py_ssize_t, share=Py_ssize_t, index=int64_t)
-    cpdef charge(self, object user, Py_ssize_t size, Py_ssize_t fds)
-    @cython.locals(quota=list, index=int64_t)
-    cpdef discharge(self, object user, Py_ssize_t size, Py_ssize_t fds)
+    cpdef charge(self, User user, Py_ssize_t size, Py_ssize_t fds)
+    @cython.locals(quota=Quota, index=int64_t)
+    cpdef discharge(self, User user, Py_ssize_t size, Py_ssize_t fds)

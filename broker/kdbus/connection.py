@@ -21,6 +21,14 @@ from .queue import Entry, Queue
 from .validity import attach_flags, is_name
 
 
+_ACCEPT_FD = c.HELLO_ACCEPT_FD
+_INCOMPLETE = c.RECV_INCOMPLETE_FDS
+_MSGS_MAX = c.MSGS_MAX
+_FDS_MAX = c.FDS_PER_USER
+# What a message without descriptors has of them; never changed.
+_NO_FDS: list[Any] = []
+
+
 class Transport:
     """What a front gives a connection: its pool's memory, and how it hears of news.
 
@@ -62,6 +70,27 @@ class Received:
         self.fds = fds
 
 
+def new_received(offset: int, size: int, return_flags: int, fds: Any) -> Received:
+    """Received(), without a detour."""
+    made = Received.__new__(Received)
+    made.offset = offset
+    made.size = size
+    made.return_flags = return_flags
+    made.fds = fds
+    return made
+
+
+class Quota:
+    """What one user has in a connection's pool."""
+
+    __slots__ = ("fds", "memory", "messages")
+
+    def __init__(self) -> None:
+        self.memory = 0
+        self.messages = 0
+        self.fds = 0
+
+
 class Connection:
     """See `hello()`. `creds` are those of who opened it, `facts` what was known at HELLO."""
 
@@ -79,6 +108,7 @@ class Connection:
         self.ordinary = special == 0
         self.privileged = not endpoint.custom and opener.privileged
         self.owner = endpoint.is_owner(opener)
+        self.confined = endpoint.custom
         name = greeting.name
         if greeting.pool_size == 0 or greeting.pool_size % c.PAGE:
             raise KdbusError(errno.EINVAL)
@@ -107,7 +137,7 @@ class Connection:
         self.activates: Any = None
         self.matches = Matches()
         self.queue = Queue()
-        self.quota: dict[int, list[int]] = {}
+        self.quota: dict[int, Quota] = {}
         self.awaited: dict[int, list[Any]] = {}
         self.owed: dict[Any, None] = {}
         self.requests = 0
@@ -250,20 +280,29 @@ class Connection:
             self.forget(entry)
         return received, lost
 
+    def next(self) -> Received:
+        """The oldest message, as RECV without flags gives it, of a queue that is not empty."""
+        entry = self.queue.pop()
+        received = self.take(entry, False)
+        self.forget(entry)
+        return received
+
     def take(self, entry: Entry, peek: bool) -> Received:
         """Tells the owner where the message is."""
-        offset, size = self.pool.publish(entry.slice)
+        part = entry.slice
+        part.by_owner = True
+        offset, size = part.offset, part.size
         flags = 0
-        fds: list[tuple[Any, int]] = []
+        fds = _NO_FDS
         if entry.fds and not peek:
-            if self.installs and self.flags & c.HELLO_ACCEPT_FD:
+            if self.installs and self.flags & _ACCEPT_FD:
                 fds = [
                     (handle.hold(), offset + at)
                     for handle, at in zip(entry.fds, entry.patches, strict=True)
                 ]
             elif entry.n_fds or self.installs:
-                flags = c.RECV_INCOMPLETE_FDS
-        return Received(offset, size, flags, fds)
+                flags = _INCOMPLETE
+        return new_received(offset, size, flags, fds)
 
     def forget(self, entry: Entry) -> None:
         """An entry that is in no queue any more: gives back what it held."""
@@ -299,27 +338,27 @@ class Connection:
         """ENOBUFS or EMFILE where this user would have too much here."""
         quota = self.quota.get(user.index)
         if quota is None:
-            quota = self.quota[user.index] = [0, 0, 0]
-        memory, messages, held_fds = quota
+            quota = self.quota[user.index] = Quota()
+        memory, messages, held_fds = quota.memory, quota.messages, quota.fds
         # Half of the pool is the owner's own.
         room = self.pool.size // 2
         if room < self.pool.accounted:
             raise KdbusError(errno.ENOBUFS)
         share = (room - self.pool.accounted + memory) // 3
-        if share < memory + size or messages >= c.MSGS_MAX:
+        if share < memory + size or messages >= _MSGS_MAX:
             raise KdbusError(errno.ENOBUFS)
-        if held_fds + fds > c.FDS_PER_USER:
+        if held_fds + fds > _FDS_MAX:
             raise KdbusError(errno.EMFILE)
-        quota[0] = memory + size
-        quota[1] = messages + 1
-        quota[2] = held_fds + fds
+        quota.memory = memory + size
+        quota.messages = messages + 1
+        quota.fds = held_fds + fds
 
     def discharge(self, user: Any, size: int, fds: int) -> None:
         quota = self.quota[user.index]
-        quota[0] -= size
-        quota[1] -= 1
-        quota[2] -= fds
-        if not quota[1]:
+        quota.memory -= size
+        quota.messages -= 1
+        quota.fds -= fds
+        if not quota.messages:
             del self.quota[user.index]
 
     # Matches
@@ -397,10 +436,11 @@ class Connection:
 
     def may_talk(self, creds: Creds | None, whom: Connection) -> bool:
         """`creds`: those of right now; None for those it was opened with."""
+        if self.owner and not self.confined:
+            return True
         if creds is None:
             creds = self.creds
-        endpoint = self.endpoint
-        if endpoint.custom and not self._any(endpoint.policy, creds, whom, c.TALK):
+        if self.confined and not self._any(self.endpoint.policy, creds, whom, c.TALK):
             return False
         if self.owner or creds.euid == whom.creds.uid:
             return True

@@ -11,13 +11,17 @@ from __future__ import annotations
 import errno
 import threading
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import constants as c
-from .bus import Bus
 from .errors import KdbusError
 from .metadata import Caller
 from .validity import attach_flags
+
+if TYPE_CHECKING:
+    from .bus import Bus
+
+_NEVER = (1 << 64) - 1
 
 
 class Domain:
@@ -37,7 +41,8 @@ class Domain:
         self.last_endpoint = 0
         self.monotonic = time.monotonic_ns
         self.realtime = time.time_ns
-        self.deadline: int | None = None
+        # The earliest deadline that anybody was told of.
+        self.soonest = _NEVER
         self.changed: Any = None
         self.made: Any = None
         self.removed: Any = None
@@ -72,6 +77,8 @@ class Domain:
         uid = caller.creds.uid
         if self.user_buses.get(uid, 0) >= c.USER_BUSES_MAX:
             raise KdbusError(errno.EMFILE)
+        from .bus import Bus
+
         bus = Bus(self, name, flags, bloom, attach, caller, core)
         self.buses[name] = bus
         self.user_buses[uid] = self.user_buses.get(uid, 0) + 1
@@ -106,21 +113,22 @@ class Domain:
 
     def watch(self, deadline: int) -> None:
         """A call has this deadline."""
-        if self.deadline is None or deadline < self.deadline:
-            self.deadline = deadline
+        if deadline < self.soonest:
+            self.soonest = deadline
             if self.changed is not None:
                 self.changed(deadline)
 
     def expire(self) -> int | None:
         """Ends what is over; the next deadline, in nanoseconds, if there is one."""
-        self.deadline = None
+        self.soonest = _NEVER
         found = None
         for bus in list(self.buses.values()):
             bus.expire()
             deadline = bus.replies.next_deadline()
             if deadline is not None and (found is None or deadline < found):
                 found = deadline
-        self.deadline = found
+        if found is not None:
+            self.soonest = found
         return found
 
 

@@ -33,22 +33,29 @@ class Message:
     the call that this one answers. `parts` are (kind, ...) in the order of the items."""
 
     __slots__ = (
-        "bloom", "caller", "cookie", "dst_id", "dst_name", "fds", "flags", "kind", "memfds", "meta",
-        "name", "new_id", "number", "old_id", "parts", "payload_type", "placed", "plain",
-        "priority", "source", "src_id", "stamp", "timeout",
+        "bloom", "caller", "cookie", "dst_id", "dst_name", "entry", "fds", "flags", "kind", "lent",
+        "lent_at", "lent_size", "memfds", "meta", "name", "new_id", "number", "old_id", "parts",
+        "payload_type", "placed", "plain", "priority", "source", "src_id", "stamp", "timeout",
     )  # fmt: skip
 
     def __init__(self, dst_id: int, flags: int, cookie: int = 0, timeout: int = 0) -> None:
+        self.begin(dst_id, flags, cookie, timeout)
+
+    def begin(self, dst_id: int, flags: int, cookie: int, timeout: int) -> None:
         self.flags = flags
         self.priority = 0
         self.dst_id = dst_id
-        self.src_id = c.SRC_KERNEL
-        self.payload_type = c.PAYLOAD_KERNEL
+        self.src_id = 0  # the kernel's
+        self.payload_type = 0
         self.cookie = cookie
         self.timeout = timeout
         self.dst_name: bytes | None = None
         self.bloom: tuple[int, int] | None = None
         self.parts: list[tuple[Any, ...]] = []
+        # A last part: payload in somebody's buffer, for as long as that is not read into again.
+        self.lent: bytearray | None = None
+        self.lent_at = 0
+        self.lent_size = 0
         self.fds: Sequence[Any] = ()
         self.memfds = 0
         # Nothing in it but items as they are and payload to copy.
@@ -56,11 +63,13 @@ class Message:
         # A slice of the only receiver's pool, charged to the sender, where its payload is already.
         self.placed: Slice | None = None
         self.source: Any = None
+        # The registry's entry, of one that was sent to a name and found its receiver.
+        self.entry: Any = None
         # Who sent it, as far as a receiver may be told; filled in as the bus takes it.
         self.caller: Any = None
         self.number = 0
         self.stamp: bytes | None = None
-        self.meta: dict[Any, list[bytes]] = {}
+        self.meta: dict[Any, list[bytes]] | None = None
         # Only in notifications.
         self.kind = 0
         self.name: bytes | None = None
@@ -68,8 +77,23 @@ class Message:
 
     # Making one
 
+    def lend(self, data: bytearray, at: int, size: int) -> None:
+        """Payload as `add_data()` adds it, of which no view has to be made."""
+        self.unfold()
+        self.lent = data
+        self.lent_at = at
+        self.lent_size = size
+
+    def unfold(self) -> None:
+        """All parts are in `parts`."""
+        if self.lent is not None:
+            view = memoryview(self.lent)[self.lent_at : self.lent_at + self.lent_size]
+            self.lent = None
+            self.parts.append((DATA, view))
+
     def add_raw(self, kind: int, data: bytes) -> None:
         """An item that goes on as it is."""
+        self.unfold()
         self.parts.append((RAW, item(kind, data)))
 
     def add_data(self, data: Any) -> None:
@@ -102,6 +126,7 @@ class Message:
         """Copies what is only lent, so that the message outlasts the command that brought it.
 
         `inline`: nobody holds its memfds any longer, either."""
+        self.unfold()
         kept: list[tuple[Any, ...]] = []
         for part in self.parts:
             if part[0] == DATA:
@@ -123,6 +148,8 @@ class Message:
                 size += len(data)
             else:
                 size += 32 + len(part[1])
+        if self.lent is not None:
+            size += 32 + self.lent_size
         for data in meta:
             size += len(data)
         return (size + 7) & ~7
@@ -136,6 +163,8 @@ class Message:
                 size += len(data)
             else:
                 size += 32
+        if self.lent is not None:
+            size += 32
         for data in meta:
             size += len(data)
         at_item = at + 64
@@ -153,6 +182,13 @@ class Message:
             area.put64(at_item + 16, n)
             area.put64(at_item + 24, payload - at)
             at_item += 32
+        if self.lent is not None:
+            area.put64(at_item, 32)
+            area.put64(at_item + 8, 3)
+            area.put64(at_item + 16, self.lent_size)
+            area.put64(at_item + 24, end - at)
+            at_item += 32
+            end += area.copy(end, self.lent, self.lent_at, self.lent_size)
         for data in meta:
             at_item += area.put(at_item, data)
         area.put64(at, size)
@@ -170,6 +206,7 @@ class Message:
 
         `inline`: the receiver cannot be given memfds, and gets what is in them instead. Without,
         each memfd's number goes to one of the places, after those of the FDS item."""
+        self.unfold()
         items: list[bytes] = []
         offs: list[int] = []
         payload: list[Any] = []

@@ -1,8 +1,10 @@
 # cython: language_level=3
 cimport cython
+from libc.stdint cimport uint64_t
 
 from .area cimport Area
 
+@cython.freelist(64)
 cdef class Slice:
     cdef readonly Py_ssize_t offset
     cdef readonly Py_ssize_t size
@@ -13,25 +15,35 @@ cdef class Slice:
     cdef readonly Slice previous
     cdef readonly Slice following
 
+@cython.locals(made=Slice)
+cdef Slice new_slice(Py_ssize_t offset, Py_ssize_t size)
+
 cdef class Pool:
     cdef readonly Py_ssize_t size
     cdef readonly object memory
     cdef Area area
     cdef readonly Py_ssize_t accounted
+    cdef readonly Slice top
     cdef readonly dict busy
-    cdef readonly dict unused
-    cdef readonly list by_size
+    cdef readonly dict holes
+    cdef readonly list sizes
 
     cdef Area writable(self)
     cpdef close(self)
-    @cython.locals(at=Py_ssize_t, found=Slice, rest=Slice, following=Slice, offset=Py_ssize_t)
+    @cython.locals(found=Slice)
     cpdef Slice alloc(self, Py_ssize_t size, bint accounted)
+    @cython.locals(at=Py_ssize_t, top=Slice)
+    cdef Slice hole(self, Py_ssize_t size)
+    @cython.locals(found=Slice, rest=Slice, before=Slice, following=Slice)
+    cdef Slice split(self, Slice part, Py_ssize_t size)
     cpdef tuple publish(self, Slice part)
     cpdef release(self, Slice part)
-    @cython.locals(part=Slice)
-    cpdef free(self, object offset)
-    cpdef put_free(self, Slice part)
-    cpdef take_free(self, Slice part)
+    @cython.locals(part=Slice, end=uint64_t)
+    cpdef free(self, uint64_t offset)
+    cdef put_free(self, Slice part)
+    cdef take_free(self, Slice part)
     @cython.locals(after=Slice, before=Slice, following=Slice)
-    cpdef give_back(self, Slice part)
+    cdef give_back(self, Slice part)
+    @cython.locals(previous=Slice)
+    cdef skip(self, Slice part, Slice before)
     cpdef Slice store(self, list parts, Py_ssize_t size)

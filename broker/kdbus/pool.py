@@ -14,7 +14,6 @@ from collections.abc import Iterable
 from typing import Any
 
 from .area import Area
-from .constants import align8
 from .errors import KdbusError
 
 
@@ -74,19 +73,34 @@ class Slice:
         self.following: Slice | None = None
 
 
+def new_slice(offset: int, size: int) -> Slice:
+    """Slice(), without a detour."""
+    made = Slice.__new__(Slice)
+    made.offset = offset
+    made.size = size
+    made.free = True
+    made.accounted = False
+    made.by_bus = False
+    made.by_owner = False
+    made.previous = None
+    made.following = None
+    return made
+
+
 class Pool:
-    """The slices of one pool; `memory` holds the bytes."""
+    """The slices of one pool; `memory` holds the bytes. `top` is the free slice at its end, if there
+    is one: most come from there and go back to it, and it is on no list."""
 
     def __init__(self, size: int, memory: Any) -> None:
         self.size = size
         self.memory = memory
         self.area: Area | None = None
         self.accounted = 0
-        first = Slice(0, size)
+        self.top: Slice | None = Slice(0, size)
         self.busy: dict[int, Slice] = {}
-        self.unused: dict[int, Slice] = {0: first}
-        # Free slices by size: the smallest that is large enough is taken.
-        self.by_size: list[tuple[int, int]] = [(size, 0)]
+        # Free ones before it, and in order of size: the smallest that is large enough is taken.
+        self.holes: dict[int, Slice] = {}
+        self.sizes: list[tuple[int, int]] = []
 
     def writable(self) -> Area | None:
         """The memory itself, if it can be had; until `close()`."""
@@ -105,29 +119,59 @@ class Pool:
 
     def alloc(self, size: int, accounted: bool) -> Slice:
         """A slice held by the bus; EXFULL where none is large enough."""
-        size = align8(size)
-        at = bisect_left(self.by_size, (size, -1))
-        if size == 0 or at == len(self.by_size):
-            raise KdbusError(errno.EXFULL)
-        _, offset = self.by_size.pop(at)
-        found = self.unused.pop(offset)
+        size = (size + 7) & ~7
+        found = self.top
+        if self.sizes or found is None or found.size < size or size <= 0:
+            found = self.hole(size)
         if found.size > size:
-            rest = Slice(offset + size, found.size - size)
-            rest.previous = found
-            following = found.following
-            rest.following = following
-            if following is not None:
-                following.previous = rest
-            found.following = rest
-            found.size = size
-            self.put_free(rest)
+            found = self.split(found, size)
+        elif found is self.top:
+            self.top = None
         found.free = False
         found.by_bus = True
         found.accounted = accounted
         if accounted:
             self.accounted += size
-        self.busy[offset] = found
+        self.busy[found.offset] = found
         return found
+
+    def hole(self, size: int) -> Slice:
+        """The free slice to take it from, on no list any more."""
+        top = self.top
+        at = bisect_left(self.sizes, (size, -1))
+        if size > 0 and at < len(self.sizes):
+            least, offset = self.sizes[at]
+            if top is None or top.size < size or least <= top.size:
+                del self.sizes[at]
+                return self.holes.pop(offset)
+        if size <= 0 or top is None or top.size < size:
+            raise KdbusError(errno.EXFULL)
+        return top
+
+    def split(self, part: Slice, size: int) -> Slice:
+        """The first so many bytes of it; the rest is free."""
+        if part is self.top:
+            # It stays what it is and becomes smaller.
+            found = new_slice(part.offset, size)
+            before = part.previous
+            found.previous = before
+            if before is not None:
+                before.following = found
+            found.following = part
+            part.previous = found
+            part.offset += size
+            part.size -= size
+            return found
+        rest = new_slice(part.offset + size, part.size - size)
+        rest.previous = part
+        following = part.following
+        rest.following = following
+        if following is not None:
+            following.previous = rest
+        part.following = rest
+        part.size = size
+        self.put_free(rest)
+        return part
 
     def publish(self, part: Slice) -> tuple[int, int]:
         """The owner is told where it is, and has it until it frees it: (offset, size)."""
@@ -145,7 +189,8 @@ class Pool:
 
     def free(self, offset: int) -> None:
         """The owner has no more to do with it. ENXIO for what was not published."""
-        if offset == self.size:
+        end = self.size
+        if offset == end:
             return  # stands for "nothing", see `empty`
         part = self.busy.get(offset)
         if part is None or not part.by_owner:
@@ -159,35 +204,56 @@ class Pool:
         """The offset of what has no bytes."""
         return self.size
 
+    @property
+    def unused(self) -> dict[int, Slice]:
+        """All free slices by where they are, for who looks on."""
+        top = self.top
+        return self.holes if top is None else {**self.holes, top.offset: top}
+
     def put_free(self, part: Slice) -> None:
         part.free = True
-        self.unused[part.offset] = part
-        insort(self.by_size, (part.size, part.offset))
+        if part.following is None:
+            self.top = part
+            return
+        self.holes[part.offset] = part
+        insort(self.sizes, (part.size, part.offset))
 
     def take_free(self, part: Slice) -> None:
-        del self.unused[part.offset]
-        del self.by_size[bisect_left(self.by_size, (part.size, part.offset))]
+        del self.holes[part.offset]
+        del self.sizes[bisect_left(self.sizes, (part.size, part.offset))]
 
     def give_back(self, part: Slice) -> None:
         del self.busy[part.offset]
+        before = part.previous
+        if before is not None and before.free:
+            self.take_free(before)
+            part.offset = before.offset
+            part.size += before.size
+            self.skip(part, before)
         after = part.following
-        if after is not None and after.free:
+        if after is None or not after.free:
+            self.put_free(part)
+        elif after is self.top:
+            after.offset = part.offset
+            after.size += part.size
+            self.skip(after, part)
+        else:
             self.take_free(after)
             part.size += after.size
             following = after.following
             part.following = following
             if following is not None:
                 following.previous = part
-        before = part.previous
-        if before is not None and before.free:
-            self.take_free(before)
-            before.size += part.size
-            following = part.following
-            before.following = following
-            if following is not None:
-                following.previous = before
-            part = before
-        self.put_free(part)
+            after.previous = after.following = None
+            self.put_free(part)
+
+    def skip(self, part: Slice, before: Slice) -> None:
+        """Takes the one before it out of the row."""
+        previous = before.previous
+        part.previous = previous
+        if previous is not None:
+            previous.following = part
+        before.previous = before.following = None
 
     def store(self, parts: list[Any], size: int) -> Slice:
         """A slice of the owner's half with these bytes in it."""

@@ -4,6 +4,7 @@ from libc.stdint cimport int64_t, uint64_t
 
 from .pool cimport Slice
 
+@cython.freelist(64)
 cdef class Entry:
     cdef public Slice slice
     cdef public Py_ssize_t size
@@ -16,6 +17,9 @@ cdef class Entry:
     cdef public object kept
     cdef public Py_ssize_t n_fds
 
+@cython.locals(made=Entry)
+cdef Entry new_entry(Slice part, int64_t priority, object user, object fds, list patches)
+
 cdef class Queue:
     cdef public dict entries
     cdef public list urgent
@@ -24,4 +28,7 @@ cdef class Queue:
     cpdef add(self, Entry entry)
     @cython.locals(number=uint64_t, entry=Entry)
     cpdef tuple first(self, object priority)
+    @cython.locals(entry=Entry)
+    cdef Entry pop(self)
     cpdef Entry remove(self, uint64_t number)
+    cdef tidy(self)

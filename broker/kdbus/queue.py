@@ -35,6 +35,22 @@ class Entry:
         self.n_fds = 0
 
 
+def new_entry(part: Slice, priority: int, user: Any, fds: Any, patches: list[int]) -> Entry:
+    """Entry(), without a detour."""
+    made = Entry.__new__(Entry)
+    made.slice = part
+    made.size = part.size
+    made.priority = priority
+    made.user = user
+    made.fds = fds
+    made.patches = patches
+    made.reply = None
+    made.name = None
+    made.kept = None
+    made.n_fds = 0
+    return made
+
+
 def by_urgency(entries: dict[int, Entry]) -> list[tuple[int, int, Entry]]:
     return sorted((entry.priority, number, entry) for number, entry in entries.items())
 
@@ -71,12 +87,27 @@ class Queue:
         level, number, entry = self.urgent[0]
         return None if level > priority else (number, entry)
 
+    def pop(self) -> Entry:
+        """The oldest one, which there has to be, and takes it out."""
+        entry = None
+        for number in self.entries:
+            entry = self.entries[number]
+            del self.entries[number]
+            break
+        if self.urgent is not None:
+            self.tidy()
+        return entry  # type: ignore[return-value]
+
     def remove(self, number: int) -> Entry:
         entry = self.entries.pop(number)
-        if self.urgent is None:
-            return entry
+        if self.urgent is not None:
+            self.tidy()
+        return entry
+
+    def tidy(self) -> None:
+        """Of those that were taken out, not too many stay in the view."""
+        assert self.urgent is not None
         if not self.entries:
             self.urgent.clear()
         elif len(self.urgent) > 2 * len(self.entries) + 64:
             self.urgent = by_urgency(self.entries)
-        return entry

@@ -16,7 +16,10 @@ from heapq import heappop, heappush
 from typing import Any
 
 from . import constants as c
+from .connection import Connection
 from .errors import KdbusError
+
+_REQUESTS_MAX = c.REQUESTS_MAX
 
 
 class Reply:
@@ -51,8 +54,52 @@ class Reply:
 
     def settle(self) -> None:
         """To be called when it is no longer linked or queued."""
-        if not self.linked and not self.queued:
+        if self.linked or self.queued:
+            return
+        if type(self.caller) is Connection:
+            own = self.caller
+            own.requests -= 1
+        else:
             self.caller.requests -= 1
+
+
+def new_reply(
+    caller: Connection,
+    callee: Any,
+    cookie: int,
+    deadline: int,
+    name: Any,
+    done: Callable[[int, Any], None] | None,
+) -> Reply:
+    """Reply(), without a detour."""
+    if caller.requests >= _REQUESTS_MAX:
+        raise KdbusError(errno.EMLINK)
+    caller.requests += 1
+    made = Reply.__new__(Reply)
+    made.caller = caller
+    made.callee = callee
+    made.cookie = cookie
+    made.deadline = deadline
+    made.name = name
+    made.done = done
+    made.crossed = None
+    made.linked = False
+    made.queued = False
+    return made
+
+
+def awaited_by(caller: Any) -> dict[int, list[Any]]:
+    if type(caller) is Connection:
+        own = caller
+        return own.awaited
+    return caller.awaited  # type: ignore[no-any-return]
+
+
+def owed_by(callee: Any) -> dict[Any, None]:
+    if type(callee) is Connection:
+        own = callee
+        return own.owed
+    return callee.owed  # type: ignore[no-any-return]
 
 
 def still_linked(deadlines: list[tuple[int, int, Reply]]) -> list[tuple[int, int, Reply]]:
@@ -65,19 +112,27 @@ class Replies:
     def __init__(self) -> None:
         self.deadlines: list[tuple[int, int, Reply]] = []
         self.last = 0
+        # No deadline on the heap is later.
+        self.latest = 0
         self.n_linked = 0
 
     def link(self, reply: Reply) -> None:
         reply.linked = True
         self.n_linked += 1
-        found = reply.caller.awaited.get(reply.cookie)
+        waiting = awaited_by(reply.caller)
+        found = waiting.get(reply.cookie)
         if found is None:
-            reply.caller.awaited[reply.cookie] = [reply]
+            waiting[reply.cookie] = [reply]
         else:
             found.append(reply)
-        reply.callee.owed[reply] = None
+        owed_by(reply.callee)[reply] = None
         self.last += 1
-        heappush(self.deadlines, (reply.deadline, self.last, reply))
+        if reply.deadline >= self.latest:
+            # The last of all is in its place at the end of a heap.
+            self.latest = reply.deadline
+            self.deadlines.append((reply.deadline, self.last, reply))
+        else:
+            heappush(self.deadlines, (reply.deadline, self.last, reply))
         if len(self.deadlines) > 4 * self.n_linked + 64:
             self.deadlines = still_linked(self.deadlines)
 
@@ -86,20 +141,20 @@ class Replies:
             return
         reply.linked = False
         self.n_linked -= 1
-        waiting = reply.caller.awaited
+        waiting = awaited_by(reply.caller)
         left = waiting[reply.cookie]
         if len(left) > 1:
             left.remove(reply)
         else:
             del waiting[reply.cookie]
-        reply.callee.owed.pop(reply, None)
+        owed_by(reply.callee).pop(reply, None)
         reply.settle()
         if reply.crossed is not None:
             reply.crossed.over()
 
     def find(self, callee: Any, caller: Any, cookie: int) -> Reply | None:
         """The latest call with this cookie that `callee` is to answer."""
-        calls = caller.awaited.get(cookie)
+        calls = awaited_by(caller).get(cookie)
         if calls is None:
             return None
         for i in range(len(calls) - 1, -1, -1):

@@ -2,19 +2,22 @@
 cimport cython
 from libc.stdint cimport uint64_t
 
+from jitney.broker.accounting cimport User
+
 from .area cimport Area
 from .connection cimport Connection
+from .domain cimport Domain
 from .message cimport Message
 from .pool cimport Slice
-from .queue cimport Entry
-from .reply cimport Replies, Reply
+from .queue cimport Entry, new_entry
+from .reply cimport Replies, Reply, new_reply
 
-cdef uint64_t _BROADCAST, _EXPECT_REPLY, _SIGNAL, _ACCEPT_FD, _PROCESS
+cdef uint64_t _BROADCAST, _EXPECT_REPLY, _SIGNAL, _ACCEPT_FD, _PROCESS, _DST_NAME, _NO_AUTO_START
 cdef list _NOTHING
 
 cdef class Routing:
     cdef dict __dict__
-    cdef public object domain
+    cdef public Domain domain
     cdef public object core
     cdef public object names
     cdef public Replies replies
@@ -24,24 +27,32 @@ cdef class Routing:
     cdef public object foreign
     cdef public uint64_t last_message
 
-    cpdef send(self, object source, Message message, object caller, object done)
+    cpdef send(self, Connection source, Message message, object caller, object done)
     cpdef flush(self)
     cpdef tell(self, Message notice)
     cpdef accept(self, Message message)
-    cpdef tuple find(self, Message message)
+    @cython.locals(conn=Connection)
+    cdef object find(self, Message message)
+    cdef object find_name(self, Message message)
     cpdef is_own(self, object who)
     cpdef conn_of(self, object core)
-    cpdef unicast(self, object source, Message message, object caller)
+    cpdef unicast(self, Connection source, Message message, object caller)
+    @cython.locals(reply=Reply, now=uint64_t, own=bint)
+    cpdef call(self, Connection source, Message message, object caller, object done)
     @cython.locals(reply=Reply)
-    cpdef call(self, object source, Message message, object caller, object done)
-    @cython.locals(reply=Reply, entry=Entry)
-    cpdef answer(self, object source, Message message)
+    cpdef answer(self, Connection source, Message message)
+    @cython.locals(entry=Entry)
+    cpdef hand_over(self, Reply reply, Message message, Connection receiver, object name)
     cpdef eavesdrop(self, Message message)
+    cpdef overhear(self, Message message, object receiver)
     @cython.locals(entry=Entry)
     cpdef deliver(self, Message message, Connection conn, Reply reply, object name)
-    @cython.locals(area=Area, part=Slice, entry=Entry, meta=list)
+    @cython.locals(area=Area, part=Slice, entry=Entry, meta=list, user=User, source=Connection,
+                   size=Py_ssize_t)
     cpdef Entry write(self, Message message, Connection conn)
     @cython.locals(part=Slice)
     cpdef Slice room(self, Connection conn, object user, Py_ssize_t size)
     @cython.locals(asked=uint64_t, mask=uint64_t)
     cpdef list meta(self, Message message, Connection conn)
+
+cdef bint may_talk(Connection source, object caller, Connection receiver) except -1

@@ -11,8 +11,14 @@ import errno
 from collections.abc import Callable
 from typing import Any
 
+try:
+    import cython
+except ImportError:
+    from jitney.broker._cython import cython
+
 from . import constants as c
 from . import metadata
+from .connection import Connection
 from .errors import KdbusError
 from .message import Message
 from .metadata import Caller
@@ -21,11 +27,16 @@ from .pool import Slice
 from .queue import Entry
 from .reply import Reply
 
+if not cython.compiled:
+    from .queue import new_entry
+    from .reply import new_reply
+
 Done = Callable[[int, Any], None]
 
 _BROADCAST = c.DST_BROADCAST
 _EXPECT_REPLY, _SIGNAL = c.EXPECT_REPLY, c.SIGNAL
 _ACCEPT_FD = c.HELLO_ACCEPT_FD
+_DST_NAME, _NO_AUTO_START = c.DST_NAME, c.NO_AUTO_START
 _PROCESS = metadata.PROCESS
 # Of those who ask for nothing, and of messages without descriptors: shared, never changed.
 _NOTHING: list[Any] = []
@@ -77,28 +88,29 @@ class Routing:
 
     # Where to
 
-    def find(self, message: Message) -> tuple[Any, Any]:
-        """(receiver, the registry's entry if it was sent to a name).
-
-        The receiver is a connection, or one of the core's that belongs to another front."""
-        if message.dst_name is None:
-            conn = self.connections.get(message.dst_id)
-            if conn is None:
-                core = self.core.connections.get(message.dst_id)
-                if core is None or self.foreign is None:
-                    raise KdbusError(errno.ENXIO)
-                return core, None
-            if not conn.ordinary:
+    def find(self, message: Message) -> Any:
+        """The receiver: a connection, or one of the core's that belongs to another front."""
+        if message.dst_name is not None:
+            return self.find_name(message)
+        conn = self.connections.get(message.dst_id)
+        if conn is None:
+            core = self.core.connections.get(message.dst_id)
+            if core is None or self.foreign is None:
                 raise KdbusError(errno.ENXIO)
-            return conn, None
+            return core
+        if not conn.ordinary:
+            raise KdbusError(errno.ENXIO)
+        return conn
+
+    def find_name(self, message: Message) -> Any:
         name = self.core.names.get(message.dst_name)
         owner: Any
         if name is None or name.owner is None:
             owner = name.activator if name is not None else None
             if not self.is_own(owner):
-                if self.foreign is not None and message.dst_id == c.DST_NAME:
+                if self.foreign is not None and message.dst_id == _DST_NAME:
                     # Somebody there may start it.
-                    return self.foreign.starter(message), None
+                    return self.foreign.starter(message)
                 raise KdbusError(errno.ESRCH)
         else:
             owner = self.conn_of(name.owner)
@@ -106,12 +118,13 @@ class Routing:
                 owner = name.owner
                 if self.foreign is None:
                     raise KdbusError(errno.ESRCH)
-        if message.dst_id not in (c.DST_NAME, owner.id):
+        if message.dst_id != _DST_NAME and message.dst_id != owner.id:
             raise KdbusError(errno.EREMCHG)
         assert name is not None
-        if message.flags & c.NO_AUTO_START and name.owner is None:
+        if message.flags & _NO_AUTO_START and name.owner is None:
             raise KdbusError(errno.EADDRNOTAVAIL)
-        return owner, name
+        message.entry = name
+        return owner
 
     def is_own(self, who: Any) -> bool:
         raise NotImplementedError
@@ -122,11 +135,12 @@ class Routing:
     # The ways
 
     def unicast(self, source: Any, message: Message, caller: Caller) -> None:
-        receiver, name = self.find(message)
-        if not self.is_own(receiver):
+        receiver = self.find(message)
+        name = message.entry
+        if type(receiver) is not Connection:
             self.foreign.deliver(message, receiver, None)
             return
-        if message.flags & c.SIGNAL:
+        if message.flags & _SIGNAL:
             # Like a broadcast to one: who did not ask for it, or may not hear it, does not.
             self.overhear(message, receiver)
             if receiver.matches.want(message) and receiver.may_talk(None, source):
@@ -135,20 +149,23 @@ class Routing:
                 except KdbusError:
                     pass
             return
-        if not source.may_talk(caller.creds, receiver):
+        if not may_talk(source, caller, receiver):
             raise KdbusError(errno.EPERM)
         self.overhear(message, receiver)
         self.deliver(message, receiver, None, name)
 
     def call(self, source: Any, message: Message, caller: Caller, done: Done | None) -> Any:
-        if done is not None and self.domain.monotonic() >= message.timeout:
-            raise KdbusError(errno.ETIMEDOUT)
-        receiver, name = self.find(message)
-        own = self.is_own(receiver)
-        if own and not source.may_talk(caller.creds, receiver):
+        if done is not None:
+            now = self.domain.monotonic()
+            if now >= message.timeout:
+                raise KdbusError(errno.ETIMEDOUT)
+        receiver = self.find(message)
+        name = message.entry
+        own = type(receiver) is Connection
+        if own and not may_talk(source, caller, receiver):
             raise KdbusError(errno.EPERM)
         callee = receiver if own else self.foreign.guest(receiver)
-        reply = Reply(source, callee, message.cookie, message.timeout, name, done)
+        reply = new_reply(source, callee, message.cookie, message.timeout, name, done)
         try:
             if own:
                 self.overhear(message, receiver)
@@ -162,8 +179,8 @@ class Routing:
         return reply
 
     def answer(self, source: Any, message: Message) -> None:
-        receiver, name = self.find(message)
-        if not self.is_own(receiver):
+        receiver = self.find(message)
+        if type(receiver) is not Connection:
             self.foreign.deliver(message, receiver, None)
             return
         reply = self.replies.find(source, receiver, message.timeout)
@@ -171,7 +188,7 @@ class Routing:
             raise KdbusError(errno.EBADSLT)
         self.replies.unlink(reply)
         self.overhear(message, receiver)
-        self.hand_over(reply, message, receiver, name)
+        self.hand_over(reply, message, receiver, message.entry)
 
     def hand_over(self, reply: Reply, message: Message, receiver: Any, name: Any) -> None:
         """Gives the answer to the one that waited for it, who may be in the midst of SEND."""
@@ -223,7 +240,8 @@ class Routing:
 
     def overhear(self, message: Message, receiver: Any) -> None:
         """eavesdrop() on a message from one of ours to another."""
-        self.eavesdrop(message)
+        if self.monitors:
+            self.eavesdrop(message)
         if self.foreign is not None:
             self.foreign.overhear(message, receiver)
 
@@ -257,8 +275,13 @@ class Routing:
             raise KdbusError(errno.ECONNRESET)
         if message.fds and not conn.flags & _ACCEPT_FD and not conn.monitor:
             raise KdbusError(errno.ECOMM)
-        source = message.source
-        user = source.user if source is not None else self.core.accounts.bus
+        if type(message.source) is Connection:
+            source = message.source
+            user = source.user
+        elif message.source is not None:
+            user = message.source.user
+        else:
+            user = self.core.accounts.bus
         if message.plain:
             area = conn.pool.writable()
             if area is not None:
@@ -271,7 +294,7 @@ class Routing:
                 else:
                     part = self.room(conn, user, size)
                 message.write(area, part.offset, meta)
-                return Entry(part, message.priority, user, (), _NOTHING)
+                return new_entry(part, message.priority, user, (), _NOTHING)
         size, parts, patches = message.image(self.meta(message, conn), not conn.installs)
         fds = message.fds
         conn.charge(user, size, len(fds))
@@ -305,6 +328,8 @@ class Routing:
         asked = conn.recv_flags
         if not asked and source is not None:
             return _NOTHING
+        if message.meta is None:
+            message.meta = {}
         if source is None:
             asked = c.ATTACH_TIMESTAMP
             mask = asked
@@ -400,3 +425,10 @@ class Routing:
                 reply.done(errno.EPIPE, None)
             else:
                 self.tell(no_answer(c.ITEM_REPLY_DEAD, reply.caller.id, reply.cookie))
+
+
+def may_talk(source: Connection, caller: Caller, receiver: Connection) -> bool:
+    """Connection.may_talk(), without a look at the caller where nothing depends on it."""
+    if source.owner and not source.confined:
+        return True
+    return source.may_talk(caller.creds, receiver)

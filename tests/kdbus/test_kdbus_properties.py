@@ -31,7 +31,10 @@ def whole(pool: Pool) -> None:
         at += part.size
         before = part
     assert at == pool.size
-    assert pool.by_size == sorted((part.size, part.offset) for part in pool.unused.values())
+    assert pool.sizes == sorted((part.size, part.offset) for part in pool.holes.values())
+    for part in pool.unused.values():
+        assert part.free
+        assert (part is pool.top) == (part.following is None)
     assert pool.accounted == sum(part.size for part in pool.busy.values() if part.accounted)
 
 
@@ -45,7 +48,7 @@ def test_pool(steps: list[tuple[int, int]]) -> None:
             try:
                 part = pool.alloc(number, step == 0)
             except KdbusError:
-                assert all(size < number for size, _ in pool.by_size)
+                assert all(part.size < number for part in pool.unused.values())
                 continue
             data = bytes([number % 251]) * part.size
             pool.memory.write(part.offset, [data])
@@ -72,7 +75,7 @@ def test_pool(steps: list[tuple[int, int]]) -> None:
         pool.release(part)
     for offset in published:
         pool.free(offset)
-    assert pool.by_size == [(SIZE, 0)]
+    assert [(part.offset, part.size) for part in pool.unused.values()] == [(0, SIZE)]
 
 
 class Walk:
@@ -141,8 +144,8 @@ class Walk:
             whole(conn.pool)
             waiting = list(conn.queue.entries.values())
             assert conn.pool.accounted == sum(entry.size for entry in waiting)
-            assert sum(quota[1] for quota in conn.quota.values()) == len(waiting)
-            assert sum(quota[0] for quota in conn.quota.values()) == conn.pool.accounted
+            assert sum(quota.messages for quota in conn.quota.values()) == len(waiting)
+            assert sum(quota.memory for quota in conn.quota.values()) == conn.pool.accounted
             linked = [reply for replies in conn.awaited.values() for reply in replies]
             for reply in linked:
                 assert reply.caller is conn

@@ -333,7 +333,7 @@ def test_pools_come_together_again(world: World) -> None:
         receiver.recv()
     conn = receiver.handle.conn
     assert conn is not None
-    assert conn.pool.by_size == [(POOL, 0)]
+    assert [(part.offset, part.size) for part in conn.pool.unused.values()] == [(0, POOL)]
 
 
 # Matches
