@@ -2,7 +2,7 @@
 cimport cython
 from libc.stdint cimport uint64_t
 
-from .connection cimport Connection
+from .connection cimport Connection, Received
 
 @cython.freelist(128)
 cdef class Reply:
@@ -25,6 +25,12 @@ cdef dict owed_by(object callee)
 
 @cython.locals(made=Reply)
 cdef Reply new_reply(Connection caller, object callee, uint64_t cookie, uint64_t deadline, object name, object done)
+
+cdef class Awaiting:
+    cpdef tell(self, int number, Received received)
+
+@cython.locals(quick=Awaiting)
+cdef tell(object done, int number, Received received)
 
 cdef class Replies:
     cdef public list deadlines

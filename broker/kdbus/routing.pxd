@@ -5,12 +5,12 @@ from libc.stdint cimport uint64_t
 from jitney.broker.accounting cimport User
 
 from .area cimport Area
-from .connection cimport Connection
+from .connection cimport Connection, Received
 from .domain cimport Domain
 from .message cimport Message
 from .pool cimport Slice
 from .queue cimport Entry, new_entry
-from .reply cimport Replies, Reply, new_reply
+from .reply cimport Replies, Reply, new_reply, tell as tell_caller
 
 cdef uint64_t _BROADCAST, _EXPECT_REPLY, _SIGNAL, _ACCEPT_FD, _PROCESS, _DST_NAME, _NO_AUTO_START
 cdef list _NOTHING
@@ -41,7 +41,7 @@ cdef class Routing:
     cpdef call(self, Connection source, Message message, object caller, object done)
     @cython.locals(reply=Reply)
     cpdef answer(self, Connection source, Message message)
-    @cython.locals(entry=Entry)
+    @cython.locals(entry=Entry, received=Received)
     cpdef hand_over(self, Reply reply, Message message, Connection receiver, object name)
     cpdef eavesdrop(self, Message message)
     cpdef overhear(self, Message message, object receiver)

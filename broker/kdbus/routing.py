@@ -30,6 +30,7 @@ from .reply import Reply
 if not cython.compiled:
     from .queue import new_entry
     from .reply import new_reply
+    from .reply import tell as tell_caller
 
 Done = Callable[[int, Any], None]
 
@@ -202,7 +203,8 @@ class Routing:
             told = errno.EREMOTEIO if error.errno == errno.ECOMM else error.errno
             reply.done(told, None)
             raise
-        reply.done(0, receiver.take(entry, False))
+        received = receiver.take(entry, False)
+        tell_caller(reply.done, 0, received)
         receiver.forget(entry)
 
     def broadcast(self, message: Message) -> None:

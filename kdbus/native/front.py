@@ -34,17 +34,19 @@ from .peer import Opened, Peer
 from .purse import Purse
 from .reading import TURN, Reading
 from .serve import Server
-from .sysio import Reader
+from .slots import FrontSlots
+from .sysio import Poll, Reader
 from .tree import Node, Tree
 
 ACCEPT_MAX = 64
 ACCEPT_REST = 0.1
 USER_SOCKETS_MAX = 4096
+OUT = 128
 
 _READ = select.EPOLLIN
 
 
-class Front(Server, Reading):
+class Front(Server, Reading, FrontSlots):
     """`directory`: where the sockets are; `stream`: SOCK_STREAM instead of SOCK_SEQPACKET."""
 
     def __init__(self, domain: Domain, directory: str, stream: bool = False) -> None:
@@ -64,12 +66,16 @@ class Front(Server, Reading):
         self.doomed: list[Peer] = []
         self.resting: list[Node] = []
         self.settling: list[tuple[Peer, int, int]] = []
+        # What was ready in a round and is none of ours.
+        self.others: list[tuple[int, int]] = []
         # In a round of ours, with the lock: what comes up is told at the end of a turn.
         self.serving = False
         self.number = 0
         self.whole = False
         self.reader = Reader(bytearray(f.FRAME_MAX))
         self.view = memoryview(self.reader.buffer)
+        # Where frames are made that are sent at once.
+        self.out = bytearray(OUT)
         self.lines = CommandLines(self.jobs.later, self.call)
         self.turn = self.drain_stream if stream else partial(rounds.drain, self)
 
@@ -83,6 +89,7 @@ class Front(Server, Reading):
             self.poll = select.epoll.fromfd(os.dup(loop.adopt(waiter)))
         else:
             self.poll = select.epoll()
+        self.ready = Poll(self.poll)
         kind = socket.SOCK_STREAM if self.stream else socket.SOCK_SEQPACKET
         try:
             self.tree = Tree(self.directory, kind, self.opened, self.closed)
@@ -118,6 +125,7 @@ class Front(Server, Reading):
             self.domain.changed, self.domain.made, self.domain.removed = self.before
             self.tree.close()
         self.deadlines.close()
+        self.ready.close()
         self.poll.close()
         self.jobs.close()
 
@@ -313,6 +321,7 @@ class Front(Server, Reading):
     def round(self) -> None:
         try:
             rounds.serve(self, 0)
+            self.others.clear()
             if self.settling:
                 self.loop.call_soon(self.round)
         except Exception:

@@ -15,7 +15,6 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-from jitney.broker.kdbus.connection import Transport
 from jitney.broker.kdbus.domain import Domain
 from jitney.broker.kdbus.endpoint import Endpoint
 
@@ -26,6 +25,7 @@ from .lines import Paused, Stalled
 from .memory import FrameMemory
 from .pool import MappedPool
 from .purse import Purse
+from .slots import HandleSlots, PeerSlots, Waker
 
 OWED_MAX = 4096
 """Frames that a socket may be owed before it is given up."""
@@ -35,7 +35,7 @@ _SOL = socket.SOL_SOCKET
 _FLAGS = int(getattr(socket, "MSG_NOSIGNAL", 0) | socket.MSG_DONTWAIT)
 
 
-class NativeTransport(Transport):
+class NativeTransport(Waker):
     """A handle's pool, and how it hears of news."""
 
     def __init__(self, front: Any, handle: Opened) -> None:
@@ -47,11 +47,8 @@ class NativeTransport(Transport):
         self.pool = MappedPool(size)
         return self.pool
 
-    def wake(self) -> None:
-        self.front.note(self.handle)
 
-
-class Opened(Handle):
+class Opened(Handle, HandleSlots):
     """A handle with its sockets, of which it lives as long as the `first`.
 
     `fed`: it gets messages without asking, as many as `credit` says. `told`: WAKE was sent and not
@@ -72,7 +69,7 @@ class Opened(Handle):
         self.numbers: dict[int, list[int]] = {}
 
 
-class Peer:
+class Peer(PeerSlots):
     """`calls`: synchronous SENDs that wait, by serial. `ending`: to be shut down when it has got
     what it is owed."""
 
@@ -100,6 +97,8 @@ class Peer:
         self.part_lost = False
         # The last sender, and what the kernel said of it.
         self.caller: SocketCaller | None = None
+        # The same, once it is known that there is nothing special about it.
+        self.plain_caller: SocketCaller | None = None
         self.said: bytes | None = None
 
     @property

@@ -6,33 +6,46 @@ from jitney.broker.kdbus.bus cimport Bus
 from jitney.broker.kdbus.connection cimport Connection, Received
 from jitney.broker.kdbus.loads cimport get32, get64, set32, set64
 from jitney.broker.kdbus.message cimport Message
+from jitney.broker.kdbus.reply cimport Awaiting
 
+from .slots cimport FrontSlots, HandleSlots, PeerSlots
 from .sysio cimport send as socket_send
 
 cdef uint64_t _SEND, _ANSWER, _FED, _PROCESS, _CREDIT_MAX, _VEC_MAX, _OUTBOX, _ANYBODY
 cdef tuple _NO_FDS
 
-cdef class QuickCall:
-    cdef public object server
-    cdef public object peer
+@cython.freelist(32)
+cdef class QuickCall(Awaiting):
+    cdef public FrontSlots server
+    cdef public PeerSlots peer
     cdef public uint32_t serial
-    cdef public uint32_t flags
-    cdef public bytearray command
+    cdef uint64_t flags
+    cdef uint64_t address
+    cdef uint64_t reply_offset
+    cdef uint64_t reply_size
+    cdef uint64_t reply_flags
     cdef public object pending
     cdef public bint over
 
-cpdef answer(object server, object peer, uint32_t serial, uint32_t flags, uint32_t number, bytearray command, Received received)
+    cpdef tell(self, int number, Received received)
+    cpdef end(self, int number, Received received)
+    @cython.locals(out=bytearray)
+    cdef answer(self, uint32_t number, Received received)
+
+@cython.locals(made=QuickCall)
+cdef QuickCall new_call(FrontSlots server, PeerSlots peer, uint32_t serial, bytearray buffer, Py_ssize_t first)
 @cython.locals(sent=Py_ssize_t)
-cdef bint put(object peer, bytes data, object handles) except -1
+cdef bint put(PeerSlots peer, bytearray out, Py_ssize_t size, object handles) except -1
+cdef bint plain(PeerSlots peer) except -1
 @cython.locals(flags=uint32_t, serial=uint32_t, frees=uint32_t, credit=uint32_t, first=Py_ssize_t,
-               at=Py_ssize_t, conn=Connection, bus=Bus, message=Message, sync=bint, error=int,
-               command=bytearray, call=QuickCall)
-cpdef bint send(object server, object peer, bytearray buffer, Py_ssize_t n, object said) except -1
+               at=Py_ssize_t, handle=HandleSlots, conn=Connection, bus=Bus, message=Message,
+               sync=bint, error=int, call=QuickCall)
+cpdef bint send(FrontSlots server, PeerSlots peer, bytearray buffer, Py_ssize_t n, object said) except -1
 cdef bytes bare(uint32_t serial, uint32_t error)
 @cython.locals(at=uint64_t, size=uint64_t, flags=uint64_t, dst=uint64_t, source=uint64_t,
                timeout=uint64_t, priority=uint64_t, message=Message, total=uint64_t, end=uint64_t,
                item=uint64_t, length=uint64_t, kind=uint64_t, room=uint64_t, where=uint64_t,
                name=bytes)
-cdef Message read(Bus bus, Connection conn, object memory, object view, bytearray buffer, uint64_t n, uint64_t first, bint sync)
-@cython.locals(conn=Connection, received=Received, data=bytearray)
-cpdef feed(object server, object handle, object first)
+cdef Message read(Bus bus, Connection conn, object memory, bytearray buffer, uint64_t n, uint64_t first, bint sync)
+@cython.locals(conn=Connection, received=Received, out=bytearray, lost=uint64_t)
+cpdef feed(FrontSlots server, HandleSlots handle, PeerSlots first)

@@ -22,6 +22,7 @@ from jitney.broker.kdbus.connection import Connection
 from jitney.broker.kdbus.errors import KdbusError
 from jitney.broker.kdbus.message import Message
 from jitney.broker.kdbus.metadata import PROCESS
+from jitney.broker.kdbus.reply import Awaiting
 
 if not cython.compiled:
     from jitney.broker.kdbus.loads import get32, get64, set32, set64
@@ -39,83 +40,97 @@ _ANYBODY = (1 << 64) - 1
 _NO_FDS = ()
 
 
-class QuickCall:
-    """A synchronous SEND that waits; in `peer.calls` it is what a Request is for others."""
+class QuickCall(Awaiting):
+    """A synchronous SEND that waits; in `peer.calls` it is what a Request is for others. It keeps
+    the command's struct, field by field."""
 
     cancel_fd = None
-
-    def __init__(self, server: Any, peer: Any, serial: int, flags: int, command: bytearray) -> None:
-        self.server = server
-        self.peer = peer
-        self.serial = serial
-        self.flags = flags
-        self.command = command
-        self.pending: Any = None
-        self.over = False
 
     @property
     def call(self) -> QuickCall:
         return self
 
-    def __call__(self, number: int, received: Any) -> None:
+    def tell(self, number: int, received: Any) -> None:
         """The core is done with it; with the lock held, on whatever thread that is."""
         if self.over:
             return
         self.over = True
-        if self.server.here():
+        # In a round the lock is ours, and nobody else is told anything.
+        if self.server.serving or self.server.here():
             self.end(number, received)
         else:
             self.server.call(self.end, number, received)
 
     def end(self, number: int, received: Any) -> None:
         self.peer.calls.pop(self.serial, None)
-        answer(self.server, self.peer, self.serial, self.flags, number, self.command, received)
+        self.answer(number, received)
+
+    def answer(self, number: int, received: Any) -> None:
+        server = self.server
+        peer = self.peer
+        handles = _NO_FDS
+        if received is not None:
+            self.reply_offset = received.offset
+            self.reply_size = received.size
+            self.reply_flags = received.return_flags
+            if received.fds:
+                handles = server.install(peer.handle, received)
+        out = server.out
+        set32(out, 0, 80)
+        set32(out, 4, _ANSWER)
+        set32(out, 8, self.serial)
+        set32(out, 12, number)
+        set32(out, 16, len(handles))
+        set32(out, 20, 0)
+        set64(out, 24, 56)
+        set64(out, 32, self.flags)
+        set64(out, 40, 0)
+        set64(out, 48, self.address)
+        set64(out, 56, self.reply_offset)
+        set64(out, 64, self.reply_size)
+        set64(out, 72, self.reply_flags)
+        if not put(peer, out, 80, handles):
+            # The kernel does not let us pass them on.
+            server.uninstall(peer.handle, received)
+            set32(out, 16, 0)
+            set64(out, 72, 1)
+            peer.send(bytes(out[:80]))
 
 
-def answer(
-    server: Any,
-    peer: Any,
-    serial: int,
-    flags: int,
-    number: int,
-    command: bytearray,
-    received: Any,
-) -> None:
-    """Answers a SEND. `command`: 24 bytes of room, and the command's struct."""
-    fds = received.fds if received is not None else _NO_FDS
-    if flags and not number:
-        if fds:
-            peer.let_go([handle for handle, _ in fds])
-        return
-    if received is not None:
-        set64(command, 56, received.offset)
-        set64(command, 64, received.size)
-        set64(command, 72, received.return_flags)
-    handles = server.install(peer.handle, received) if fds else _NO_FDS
-    set32(command, 0, 80)
-    set32(command, 4, _ANSWER)
-    set32(command, 8, serial)
-    set32(command, 12, number)
-    set32(command, 16, len(handles))
-    set32(command, 20, 0)
-    data = bytes(command)
-    if not put(peer, data, handles):
-        # The kernel does not let us pass them on.
-        server.uninstall(peer.handle, received)
-        set32(command, 16, 0)
-        set64(command, 72, 1)
-        peer.send(bytes(command))
+def new_call(server: Any, peer: Any, serial: int, buffer: bytearray, first: int) -> QuickCall:
+    """`buffer` has the command's struct at `first`."""
+    made = QuickCall.__new__(QuickCall)
+    made.server = server
+    made.peer = peer
+    made.serial = serial
+    made.flags = get64(buffer, first + 8)
+    made.address = get64(buffer, first + 24)
+    made.reply_offset = get64(buffer, first + 32)
+    made.reply_size = get64(buffer, first + 40)
+    made.reply_flags = get64(buffer, first + 48)
+    made.pending = None
+    made.over = False
+    return made
 
 
-def put(peer: Any, data: bytes, handles: Any) -> bool:
-    """Peer.send(), without a detour where the socket takes it at once."""
+def put(peer: Any, out: bytearray, size: int, handles: Any) -> bool:
+    """Peer.send() of the first bytes of `out`, without a detour where the socket takes them."""
     if not handles and not peer.owed and not peer.dead:
-        sent = socket_send(peer.sock, peer.fd, data)
-        if sent == len(data):
+        sent = socket_send(peer.sock, peer.fd, out, size)
+        if sent == size:
             return True
         if sent > 0:
-            return bool(peer.send(data[sent:]))
-    return bool(peer.send(data, handles))
+            return bool(peer.send(bytes(out[sent:size])))
+    return bool(peer.send(bytes(out[:size]), handles))
+
+
+def plain(peer: Any) -> bool:
+    """Whether all is known of a frame's sender that `serve` would have to find out."""
+    caller = peer.caller
+    if caller is None or caller.claimed or not caller.pid:
+        return False
+    peer.plain_caller = caller
+    return True
 
 
 def send(server: Any, peer: Any, buffer: bytearray, n: int, said: Any) -> bool:
@@ -126,19 +141,19 @@ def send(server: Any, peer: Any, buffer: bytearray, n: int, said: Any) -> bool:
     serial = get32(buffer, 8)
     frees = get32(buffer, 12)
     credit = get32(buffer, 16)
-    caller = peer.caller
     handle = peer.handle
     conn = handle.conn
     if (
-        conn is None or caller is None or flags > 1 or not serial or frees > 1024
-        or get32(buffer, 20) or said != peer.said or caller.claimed or not caller.pid
+        conn is None or flags > 1 or not serial or frees > 1024 or get32(buffer, 20)
+        or (said is not peer.said and said != peer.said)
+        or ((peer.plain_caller is None or peer.plain_caller is not peer.caller) and not plain(peer))
     ):  # fmt: skip
         return False
     bus = conn.bus
     first = 24 + 8 * frees
     if (
         not conn.active or not conn.ordinary or handle.first is None or bus.monitors
-        or bus.wanted & _PROCESS or serial in peer.calls or first + 120 > n
+        or bus.wanted & _PROCESS or (peer.calls and serial in peer.calls) or first + 120 > n
         or get64(buffer, first) != 56 or get64(buffer, first + 8) > 1 or get64(buffer, first + 16)
         or (frees and handle.numbers)
     ):  # fmt: skip
@@ -146,13 +161,11 @@ def send(server: Any, peer: Any, buffer: bytearray, n: int, said: Any) -> bool:
     sync = get64(buffer, first + 8) == 1
     if flags and sync:
         return False
-    message = read(bus, conn, peer.memory, server.view, buffer, n, first, sync)
+    message = read(bus, conn, peer.memory, buffer, n, first, sync)
     if message is None:
         return False
     peer.used = True
     error = 0
-    command = bytearray(24)
-    command += buffer[first : first + 56]
     call = None
     try:
         for at in range(24, first, 8):
@@ -168,16 +181,19 @@ def send(server: Any, peer: Any, buffer: bytearray, n: int, said: Any) -> bool:
             handle.credit = min(handle.credit + credit, _CREDIT_MAX)
             server.note(handle)
         if not sync:
-            bus.send(conn, message, caller, None)
-            set64(command, 56, conn.pool.size)
-            set64(command, 64, 0)
-            set64(command, 72, 0)
-        else:
-            call = QuickCall(server, peer, serial, flags, command)
-            # Where the answer is there at once, it takes the call out again.
-            peer.calls[serial] = call
-            call.pending = bus.send(conn, message, caller, call)
+            bus.send(conn, message, peer.caller, None)
+            if flags:
+                return True
+            call = new_call(server, peer, serial, buffer, first)
+            call.reply_offset = conn.pool.size
+            call.reply_size = call.reply_flags = 0
+            call.answer(0, None)
             return True
+        call = new_call(server, peer, serial, buffer, first)
+        # Where the answer is there at once, it takes the call out again.
+        peer.calls[serial] = call
+        call.pending = bus.send(conn, message, peer.caller, call)
+        return True
     except KdbusError as refused:
         error = refused.errno
     except OSError as failed:
@@ -185,12 +201,14 @@ def send(server: Any, peer: Any, buffer: bytearray, n: int, said: Any) -> bool:
     except Exception:
         traceback.print_exc(file=sys.stderr)
         error = errno.EIO
-    if call is not None:
-        if call.over:
-            return True
-        call.over = True
+    if call is None:
+        call = new_call(server, peer, serial, buffer, first)
+    elif call.over:
+        return True
+    call.over = True
+    if sync:
         peer.calls.pop(serial, None)
-    answer(server, peer, serial, flags, error, command, None)
+    call.answer(error, None)
     return True
 
 
@@ -207,7 +225,6 @@ def read(
     bus: Any,
     conn: Connection,
     memory: Any,
-    view: memoryview,
     buffer: bytearray,
     n: int,
     first: int,
@@ -232,7 +249,8 @@ def read(
             return None
     elif sync:
         return None
-    message = Message(dst, flags, get64(buffer, at + 48), timeout)
+    message = Message.__new__(Message)
+    message.begin(dst, flags, get64(buffer, at + 48), timeout)
     message.payload_type = get64(buffer, at + 40)
     priority = get64(buffer, at + 16)
     message.priority = priority if priority < _OUTBOX else priority - _ANYBODY - 1
@@ -264,7 +282,7 @@ def read(
             else:
                 if where < first or room > n or where > n - room:
                     return None
-                message.add_data(view[where : where + room])
+                message.lend(buffer, where, room)
         elif kind == 10:
             name = bytes(buffer[item + 16 : item + length - 1])
             # What is in the registry is a name, so it needs no check.
@@ -280,6 +298,8 @@ def read(
         return None
     if not dst and message.dst_name is None:
         return None
+    if bus.foreign is not None:
+        message.unfold()
     return message
 
 
@@ -287,19 +307,22 @@ def feed(server: Any, handle: Any, first: Any) -> None:
     """Hands over what is queued, as far as the credit goes."""
     conn = handle.conn
     while handle.credit > 0 and not first.owed and len(conn.queue):
-        received, lost = conn.recv(0, 0)
+        lost, conn.lost = conn.lost, 0
+        received = conn.next()
         handle.credit -= 1
         handles = server.install(handle, received) if received.fds else _NO_FDS
-        data = bytearray(56)
-        set32(data, 0, 56)
-        set32(data, 4, _FED)
-        set32(data, 16, len(handles))
-        set64(data, 24, received.offset)
-        set64(data, 32, received.size)
-        set64(data, 40, received.return_flags)
-        set64(data, 48, lost)
-        if not put(first, bytes(data), handles):
+        out = server.out
+        set32(out, 0, 56)
+        set32(out, 4, _FED)
+        set64(out, 8, 0)
+        set32(out, 16, len(handles))
+        set32(out, 20, 0)
+        set64(out, 24, received.offset)
+        set64(out, 32, received.size)
+        set64(out, 40, received.return_flags)
+        set64(out, 48, lost)
+        if not put(first, out, 56, handles):
             server.uninstall(handle, received)
-            set32(data, 16, 0)
-            set64(data, 40, received.return_flags | 1)
-            first.send(bytes(data))
+            set32(out, 16, 0)
+            set64(out, 40, received.return_flags | 1)
+            first.send(bytes(out[:56]))

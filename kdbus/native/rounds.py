@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import select
 import sys
-import time
 import traceback
 from typing import Any
 
@@ -18,13 +17,14 @@ try:
 except ImportError:
     from jitney.broker._cython import cython
 
-from .peer import Peer
+from .slots import FrontSlots, PeerSlots
 
 if not cython.compiled:
     from jitney.broker.kdbus.loads import get32
 
     from .quick import feed
     from .quick import send as quick_send
+    from .sysio import milliseconds_now
 
 ROUND = 256
 TURN = 32
@@ -33,6 +33,7 @@ TURN = 32
 _OUT = select.EPOLLOUT
 _HEAD = 24
 _TURN = TURN
+_ROUND = ROUND
 
 
 def drain(front: Any, peer: Any) -> None:
@@ -66,77 +67,99 @@ def drain(front: Any, peer: Any) -> None:
             front.serve(peer, front.view[:n], fds, said, lost)
 
 
-def serve(front: Any, left: float) -> tuple[bool, list[tuple[int, int]]]:
-    """A round, after waiting so many seconds for it (-1: for ever); whether there was one, and what
-    is ready that is none of ours."""
+def pass_on(front: Any) -> None:
+    """What came up in a turn: most of it are messages for those who are fed."""
+    news = front.news
+    while news and not front.doomed:
+        handle = news[-1]
+        if (
+            not handle.fed or handle.conn is None or handle.first is None
+            or not handle.conn.active
+        ):  # fmt: skip
+            break
+        news.pop()
+        handle.noted = False
+        if not handle.first.dead:
+            feed(front, handle, handle.first)
+    if news or front.doomed:
+        front.tell_all()
+
+
+def serve(front: Any, milliseconds: int) -> int:
+    """A round, after waiting so long for it (-1: for ever): how many were ready, -1 if a signal
+    came first. What is ready that is none of ours is put to `front.others`."""
+    poll = front.ready
     peers = front.peers
-    others: list[tuple[int, int]] = []
-    stream = front.stream
     # Those that asked before this round; who asks in it waits for the next.
-    settling, front.settling = front.settling, []
-    most = max(ROUND, len(peers)) if settling else ROUND
-    ready = front.poll.poll(0 if settling else left, most)
+    settling = None
+    most = _ROUND
+    if front.settling:
+        settling, front.settling = front.settling, []
+        milliseconds = 0
+        most = max(most, len(peers))
+    n = poll.wait(milliseconds, most)
+    if n < 0 and settling is not None:
+        front.settling = settling + front.settling
+    if n < 0 or (n == 0 and settling is None):
+        return n
     with front.domain.lock:
         front.serving = True
         front.number += 1
-        front.whole = bool(settling)
+        front.whole = settling is not None
         try:
-            for fd, events in ready:
+            for i in range(n):
+                fd = poll.fd_at(i)
+                events = poll.events_at(i)
                 peer = peers.get(fd)
                 if peer is None:
-                    others.append((fd, events))
+                    front.others.append((fd, events))
+                    continue
+                if not isinstance(peer, PeerSlots):
+                    front.take_turn(fd, peer)
                 elif events & _OUT and peer.owed:
                     front.pay(peer)
-                elif not stream and type(peer) is Peer:
-                    drain(front, peer)
-                else:
+                elif front.stream:
                     front.take_turn(fd, peer)
-                news = front.news
-                while news and not front.doomed:
-                    handle = news[-1]
-                    conn = handle.conn
-                    first = handle.first
-                    if not handle.fed or conn is None or first is None or not conn.active:
-                        break
-                    news.pop()
-                    handle.noted = False
-                    if not first.dead:
-                        feed(front, handle, first)
-                if news or front.doomed:
-                    front.tell_all()
-            for settled, serial, flags in settling:
-                front.settled(settled, serial, flags)
+                else:
+                    drain(front, peer)
+                if front.news or front.doomed:
+                    pass_on(front)
+            if settling is not None:
+                for settled, serial, flags in settling:
+                    front.settled(settled, serial, flags)
         finally:
             front.serving = False
-    return bool(ready), others
+    return n
 
 
 class Waiter:
     """What `BusLoop` waits with; see there. `front` serves what is ready."""
 
-    def __init__(self, front: Any) -> None:
-        self.front = front
+    def __init__(self, front: FrontSlots) -> None:
+        self.front: Any = front
         self.stirred = False
 
     def wait(self, milliseconds: int) -> list[tuple[int, int]]:
         """What else is ready, after at most so long (-1: for ever)."""
-        until = time.monotonic() + milliseconds / 1000 if milliseconds > 0 else 0.0
-        left = milliseconds / 1000 if milliseconds >= 0 else -1.0
+        front = self.front
+        until = milliseconds_now() + milliseconds if milliseconds > 0 else 0
         self.stirred = False
         while True:
             try:
-                ready, others = serve(self.front, left)
-            except InterruptedError:
-                return []
+                ready = serve(front, milliseconds)
             except Exception:
                 # What goes wrong here must not end the loop, which has others to serve.
                 traceback.print_exc(file=sys.stderr)
-                return []
-            if self.front.settling:
+                break
+            if front.settling:
                 continue
-            if others or not ready or self.stirred or not left:
-                return others
+            if front.others or ready <= 0 or self.stirred or milliseconds == 0:
+                break
             if until:
-                left = until - time.monotonic()
-                if left <= 0:
-                    return others
+                now = milliseconds_now()
+                if now >= until:
+                    break
+                milliseconds = until - now
+        others = front.others
+        front.others = []
+        return others  # type: ignore[no-any-return]

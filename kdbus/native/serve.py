@@ -56,7 +56,7 @@ class Server:
     settling: list[tuple[Peer, int, int]]
 
     def __init__(self) -> None:
-        self.others = {
+        self.operations = {
             f.OPEN: self.op_open,
             f.ATTACH: self.op_attach,
             f.OUTBOX_OP: self.op_outbox,
@@ -124,7 +124,7 @@ class Server:
                 self.grant(handle, credit)
             form = f.FORMS.get(op)
             if form is None:
-                other = self.others.get(op)
+                other = self.operations.get(op)
                 if other is None:
                     raise KdbusError(errno.ENOTTY)
                 self.said = said

@@ -1,5 +1,5 @@
 # cython: language_level=3
-from libc.stdint cimport uint8_t
+from libc.stdint cimport uint8_t, uint64_t
 
 cdef class Reader:
     cdef readonly bytearray buffer
@@ -10,4 +10,15 @@ cdef class Reader:
     cdef uint8_t* control
     cpdef Py_ssize_t receive(self, object sock, int fd) except -9
 
-cpdef Py_ssize_t send(object sock, int fd, bytes data) except -9
+cdef class Poll:
+    cdef object epoll
+    cdef int fd
+    cdef void* events
+    cdef Py_ssize_t room
+    cpdef void close(self) noexcept
+    cdef int wait(self, int milliseconds, Py_ssize_t most) except -9
+    cdef int fd_at(self, int i)
+    cdef int events_at(self, int i)
+
+cdef Py_ssize_t send(object sock, int fd, bytearray data, Py_ssize_t size) except -9
+cdef uint64_t milliseconds_now() noexcept

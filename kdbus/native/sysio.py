@@ -1,4 +1,4 @@
-"""Sysio: reading and writing frames; the plain Python twin of `sysio.pyx`.
+"""Sysio: reading and writing frames and waiting for them; the plain Python twin of `sysio.pyx`.
 
 Invariant: every descriptor that came is in `fds` after `receive()`, whatever else is wrong with the
 frame.
@@ -7,6 +7,7 @@ frame.
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,11 +50,38 @@ class Reader:
         return int(got)
 
 
-def send(sock: Any, fd: int, data: bytes) -> int:
-    """How much the socket took; -1: nothing now, -2: it is of no use."""
+class Poll:
+    """What is ready of an epoll set, from `wait()` to the next."""
+
+    def __init__(self, epoll: Any) -> None:
+        self.epoll = epoll
+        self.found: list[tuple[int, int]] = []
+
+    def close(self) -> None:
+        """The set is over; its number may soon be another's."""
+
+    def wait(self, milliseconds: int, most: int) -> int:
+        """How many, at most `most`; -1 if a signal came first."""
+        left = milliseconds / 1000 if milliseconds >= 0 else -1
+        self.found = self.epoll.poll(left, most)
+        return len(self.found)
+
+    def fd_at(self, i: int) -> int:
+        return self.found[i][0]
+
+    def events_at(self, i: int) -> int:
+        return self.found[i][1]
+
+
+def send(sock: Any, fd: int, data: bytearray, size: int) -> int:
+    """How much of the first `size` bytes the socket took; -1: nothing now, -2: it is of no use."""
     try:
-        return int(sock.send(data, _FLAGS))
+        return int(sock.send(memoryview(data)[:size], _FLAGS))
     except (BlockingIOError, InterruptedError):
         return -1
     except OSError:
         return -2
+
+
+def milliseconds_now() -> int:
+    return time.monotonic_ns() // 1000000

@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""Sysio: reading and writing frames, without an object for each.
+"""Sysio: reading and writing frames and waiting for them, without an object for each.
 
 Invariant: every descriptor that came is in `fds` after `receive()`, whatever else is wrong with the
 frame. `sysio.py` is the same in plain Python.
@@ -10,6 +10,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy, memset
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 cdef extern from "sys/uio.h":
     cdef struct iovec:
@@ -38,6 +39,14 @@ cdef extern from "sys/socket.h":
     size_t CMSG_LEN(size_t n) nogil
     int SOL_SOCKET, SCM_RIGHTS, MSG_DONTWAIT, MSG_NOSIGNAL, MSG_TRUNC, MSG_CTRUNC
     int MSG_CMSG_CLOEXEC
+
+cdef extern from "sys/epoll.h":
+    cdef union epoll_data:
+        int fd
+    cdef struct epoll_event:
+        unsigned int events
+        epoll_data data
+    int epoll_wait(int epfd, epoll_event* events, int n, int timeout) nogil
 
 cdef extern from *:
     """
@@ -111,11 +120,59 @@ cdef class Reader:
         return got
 
 
-cpdef Py_ssize_t send(object sock, int fd, bytes data) except -9:
-    """How much the socket took; -1: nothing now, -2: it is of no use."""
-    cdef ssize_t sent = c_send(
-        fd, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), MSG_DONTWAIT | MSG_NOSIGNAL
-    )
+cdef class Poll:
+    """What is ready of an epoll set, from `wait()` to the next."""
+
+    def __cinit__(self, epoll):
+        self.epoll = epoll
+        self.fd = epoll.fileno()
+        self.room = 0
+        self.events = NULL
+
+    def __dealloc__(self):
+        free(self.events)
+
+    cpdef void close(self) noexcept:
+        """The set is over; its number may soon be another's."""
+        self.fd = -1
+
+    cdef int wait(self, int milliseconds, Py_ssize_t most) except -9:
+        """How many, at most `most`; -1 if a signal came first."""
+        cdef int n
+        cdef epoll_event* events
+        if most > self.room:
+            free(self.events)
+            self.room = 0
+            self.events = malloc(most * sizeof(epoll_event))
+            if self.events is NULL:
+                raise MemoryError
+            self.room = most
+        events = <epoll_event*>self.events
+        if milliseconds == 0:
+            n = epoll_wait(self.fd, events, most, 0)
+        else:
+            with nogil:
+                n = epoll_wait(self.fd, events, most, milliseconds)
+        if n < 0 and errno != EINTR:
+            raise OSError(errno, "epoll_wait")
+        return n
+
+    cdef int fd_at(self, int i):
+        return (<epoll_event*>self.events)[i].data.fd
+
+    cdef int events_at(self, int i):
+        return <int>(<epoll_event*>self.events)[i].events
+
+
+cdef Py_ssize_t send(object sock, int fd, bytearray data, Py_ssize_t size) except -9:
+    """How much of the first `size` bytes the socket took; -1: nothing now, -2: it is of no use."""
+    cdef ssize_t sent = c_send(fd, PyByteArray_AS_STRING(data), size, MSG_DONTWAIT | MSG_NOSIGNAL)
     if sent >= 0:
         return sent
     return -1 if errno in (EAGAIN, EINTR) else -2
+
+
+cdef uint64_t milliseconds_now() noexcept:
+    cdef timespec at
+    clock_gettime(CLOCK_MONOTONIC, &at)
+    return <uint64_t>at.tv_sec * 1000 + <uint64_t>at.tv_nsec // 1000000
