@@ -24,7 +24,8 @@ class Area:
     def put64(self, at: int, value: int) -> None:
         if at < 0 or at > self.size - 8:
             raise IndexError("outside of the pool")
-        self.held[at : at + 8] = value.to_bytes(8, "little")
+        # In C a negative one is this as well.
+        self.held[at : at + 8] = (value & 0xFFFF_FFFF_FFFF_FFFF).to_bytes(8, "little")
 
     def put(self, at: int, data: Any) -> int:
         """Writes any bytes; how many. What is not bytes knows how to get there, `into()`."""

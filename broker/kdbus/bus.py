@@ -133,7 +133,7 @@ class Bus(Routing):
 
     def flush(self) -> None:
         """Sends what there is to say; to be called at the end of whatever changed something."""
-        if self.flushing:
+        if self.flushing or not self.pending:
             return
         self.flushing = True
         try:

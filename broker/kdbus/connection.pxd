@@ -6,7 +6,12 @@ from jitney.broker.accounting cimport User
 
 from .match cimport Matches
 from .pool cimport Pool, Slice
-from .queue cimport Entry, Queue
+from .queue cimport Entry, Hanging, Queue
+
+cdef uint64_t _ACCEPT_FD
+cdef int64_t _INCOMPLETE
+cdef Py_ssize_t _MSGS_MAX, _FDS_MAX
+cdef list _NO_FDS
 
 cdef class Transport:
     cpdef wake(self)
@@ -26,6 +31,9 @@ cdef class Quota:
     cdef readonly Py_ssize_t memory
     cdef readonly Py_ssize_t messages
     cdef readonly Py_ssize_t fds
+
+@cython.locals(made=Quota)
+cdef Quota new_quota()
 
 cdef class Connection:
     cdef dict __dict__
@@ -65,9 +73,9 @@ cdef class Connection:
 
     @cython.locals(entry=Entry)
     cpdef recv(self, uint64_t flags, int64_t priority)
-    @cython.locals(part=Slice)
+    @cython.locals(part=Slice, offset=uint64_t, size=Py_ssize_t, flags=int64_t, fds=list)
     cpdef Received take(self, Entry entry, bint peek)
-    @cython.locals(reply=object)
+    @cython.locals(reply=Hanging)
     cpdef forget(self, Entry entry)
     cpdef free(self, uint64_t offset)
     @cython.locals(entry=Entry, received=Received)

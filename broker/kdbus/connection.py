@@ -85,10 +85,13 @@ class Quota:
 
     __slots__ = ("fds", "memory", "messages")
 
-    def __init__(self) -> None:
-        self.memory = 0
-        self.messages = 0
-        self.fds = 0
+
+def new_quota() -> Quota:
+    made = Quota.__new__(Quota)
+    made.memory = 0
+    made.messages = 0
+    made.fds = 0
+    return made
 
 
 class Connection:
@@ -313,8 +316,9 @@ class Connection:
             entry.reply = None
         self.discharge(entry.user, entry.size, entry.n_fds)
         self.pool.release(entry.slice)
-        for handle in entry.fds:
-            handle.drop()
+        if entry.fds:
+            for handle in entry.fds:
+                handle.drop()
 
     def free(self, offset: int) -> None:
         """FREE: ENXIO for what it does not have."""
@@ -338,7 +342,7 @@ class Connection:
         """ENOBUFS or EMFILE where this user would have too much here."""
         quota = self.quota.get(user.index)
         if quota is None:
-            quota = self.quota[user.index] = Quota()
+            quota = self.quota[user.index] = new_quota()
         memory, messages, held_fds = quota.memory, quota.messages, quota.fds
         # Half of the pool is the owner's own.
         room = self.pool.size // 2

@@ -193,7 +193,7 @@ class Message:
             at_item += area.put(at_item, data)
         area.put64(at, size)
         area.put64(at + 8, self.flags)
-        area.put64(at + 16, self.priority & 0xFFFF_FFFF_FFFF_FFFF)
+        area.put64(at + 16, self.priority)
         area.put64(at + 24, self.dst_id)
         area.put64(at + 32, self.src_id)
         area.put64(at + 40, self.payload_type)

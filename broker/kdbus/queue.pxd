@@ -4,6 +4,10 @@ from libc.stdint cimport int64_t, uint64_t
 
 from .pool cimport Slice
 
+cdef class Hanging:
+    cdef public bint queued
+    cpdef settle(self)
+
 @cython.freelist(64)
 cdef class Entry:
     cdef public Slice slice

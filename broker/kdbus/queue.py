@@ -13,6 +13,15 @@ from typing import Any
 from .pool import Slice
 
 
+class Hanging:
+    """The awaited answer to a message, as far as that has to do with its place in a queue."""
+
+    __slots__ = ("queued",)
+
+    def settle(self) -> None:
+        """To be called when it is no longer linked or queued."""
+
+
 class Entry:
     """One queued message. `fds`: what is to be installed at the `patches`, of which `n_fds` are
     charged; `name`: the registry's entry that it was sent to; `kept`: the message itself, where it

@@ -3,9 +3,11 @@ cimport cython
 from libc.stdint cimport uint64_t
 
 from .connection cimport Connection, Received
+from .queue cimport Hanging
 
-@cython.freelist(128)
-cdef class Reply:
+cdef Py_ssize_t _REQUESTS_MAX
+
+cdef class Reply(Hanging):
     cdef public object callee
     cdef public object caller
     cdef public uint64_t cookie
@@ -13,7 +15,6 @@ cdef class Reply:
     cdef public object done
     cdef public bint linked
     cdef public object name
-    cdef public bint queued
     cdef public object crossed
     @cython.locals(own=Connection)
     cpdef settle(self)

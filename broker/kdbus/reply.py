@@ -18,15 +18,16 @@ from typing import Any
 from . import constants as c
 from .connection import Connection
 from .errors import KdbusError
+from .queue import Hanging
 
 _REQUESTS_MAX = c.REQUESTS_MAX
 
 
-class Reply:
+class Reply(Hanging):
     """`callee` owes `caller` an answer to the message with this cookie."""
 
     __slots__ = (
-        "callee", "caller", "cookie", "crossed", "deadline", "done", "linked", "name", "queued",
+        "callee", "caller", "cookie", "crossed", "deadline", "done", "linked", "name",
     )  # fmt: skip
 
     def __init__(

@@ -14,7 +14,6 @@ from .sysio cimport send as socket_send
 cdef uint64_t _SEND, _ANSWER, _FED, _PROCESS, _CREDIT_MAX, _VEC_MAX, _OUTBOX, _ANYBODY
 cdef tuple _NO_FDS
 
-@cython.freelist(32)
 cdef class QuickCall(Awaiting):
     cdef public FrontSlots server
     cdef public PeerSlots peer

@@ -102,33 +102,35 @@ def serve(front: Any, milliseconds: int) -> int:
         front.settling = settling + front.settling
     if n < 0 or (n == 0 and settling is None):
         return n
-    with front.domain.lock:
-        front.serving = True
-        front.number += 1
-        front.whole = settling is not None
-        try:
-            for i in range(n):
-                fd = poll.fd_at(i)
-                events = poll.events_at(i)
-                peer = peers.get(fd)
-                if peer is None:
-                    front.others.append((fd, events))
-                    continue
-                if not isinstance(peer, PeerSlots):
-                    front.take_turn(fd, peer)
-                elif events & _OUT and peer.owed:
-                    front.pay(peer)
-                elif front.stream:
-                    front.take_turn(fd, peer)
-                else:
-                    drain(front, peer)
-                if front.news or front.doomed:
-                    pass_on(front)
-            if settling is not None:
-                for settled, serial, flags in settling:
-                    front.settled(settled, serial, flags)
-        finally:
-            front.serving = False
+    lock = front.domain.lock
+    lock.acquire()
+    front.serving = True
+    front.number += 1
+    front.whole = settling is not None
+    try:
+        for i in range(n):
+            fd = poll.fd_at(i)
+            events = poll.events_at(i)
+            peer = peers.get(fd)
+            if peer is None:
+                front.others.append((fd, events))
+                continue
+            if not isinstance(peer, PeerSlots):
+                front.take_turn(fd, peer)
+            elif events & _OUT and peer.owed:
+                front.pay(peer)
+            elif front.stream:
+                front.take_turn(fd, peer)
+            else:
+                drain(front, peer)
+            if front.news or front.doomed:
+                pass_on(front)
+        if settling is not None:
+            for settled, serial, flags in settling:
+                front.settled(settled, serial, flags)
+    finally:
+        front.serving = False
+        lock.release()
     return n
 
 

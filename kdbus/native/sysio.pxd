@@ -15,6 +15,10 @@ cdef class Poll:
     cdef int fd
     cdef void* events
     cdef Py_ssize_t room
+    cdef int timer
+    cdef uint64_t due
+    cdef bint arm(self, int milliseconds)
+    cdef int without_timer(self, int n)
     cpdef void close(self) noexcept
     cdef int wait(self, int milliseconds, Py_ssize_t most) except -9
     cdef int fd_at(self, int i)

@@ -47,6 +47,19 @@ cdef extern from "sys/epoll.h":
         unsigned int events
         epoll_data data
     int epoll_wait(int epfd, epoll_event* events, int n, int timeout) nogil
+    int epoll_ctl(int epfd, int op, int fd, epoll_event* event) nogil
+    int EPOLL_CTL_ADD, EPOLLIN
+
+cdef extern from "sys/timerfd.h":
+    cdef struct itimerspec:
+        timespec it_value
+    int timerfd_create(int clock, int flags) nogil
+    int timerfd_settime(int fd, int flags, const itimerspec* new, itimerspec* old) nogil
+    int TFD_NONBLOCK, TFD_CLOEXEC
+
+cdef extern from "unistd.h":
+    int c_close "close" (int fd) nogil
+    ssize_t c_read "read" (int fd, void* to, size_t n) nogil
 
 cdef extern from *:
     """
@@ -58,6 +71,7 @@ cdef extern from *:
     """
     int JITNEY_CREDENTIALS
 
+cdef int LONG = 100
 cdef size_t ROOM = CMSG_SPACE(4 * 253) + CMSG_SPACE(12)
 
 
@@ -121,20 +135,29 @@ cdef class Reader:
 
 
 cdef class Poll:
-    """What is ready of an epoll set, from `wait()` to the next."""
+    """What is ready of an epoll set, from `wait()` to the next.
+
+    Long waits end by a timer of their own in the set, and may end early: those that are over sooner
+    need not set one up and take it down again."""
 
     def __cinit__(self, epoll):
+        self.timer = -1
+        self.due = 0
         self.epoll = epoll
         self.fd = epoll.fileno()
         self.room = 0
         self.events = NULL
 
     def __dealloc__(self):
+        self.close()
         free(self.events)
 
     cpdef void close(self) noexcept:
         """The set is over; its number may soon be another's."""
         self.fd = -1
+        if self.timer >= 0:
+            c_close(self.timer)
+        self.timer = -2
 
     cdef int wait(self, int milliseconds, Py_ssize_t most) except -9:
         """How many, at most `most`; -1 if a signal came first."""
@@ -151,10 +174,52 @@ cdef class Poll:
         if milliseconds == 0:
             n = epoll_wait(self.fd, events, most, 0)
         else:
+            if milliseconds >= LONG and self.arm(milliseconds):
+                milliseconds = -1
             with nogil:
                 n = epoll_wait(self.fd, events, most, milliseconds)
         if n < 0 and errno != EINTR:
             raise OSError(errno, "epoll_wait")
+        if self.timer >= 0 and n > 0:
+            n = self.without_timer(n)
+        return n
+
+    cdef bint arm(self, int milliseconds):
+        """Whether there is a timer that ends a wait of so long."""
+        cdef epoll_event event
+        cdef itimerspec when
+        cdef uint64_t now = milliseconds_now()
+        if now < self.due <= now + <uint64_t>milliseconds:
+            return True
+        if self.timer == -1:
+            self.timer = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC)
+            event.events = EPOLLIN
+            event.data.fd = self.timer
+            if self.timer >= 0 and epoll_ctl(self.fd, EPOLL_CTL_ADD, self.timer, &event) < 0:
+                c_close(self.timer)
+                self.timer = -1
+            if self.timer < 0:
+                self.timer = -2
+        if self.timer < 0:
+            return False
+        memset(&when, 0, sizeof(when))
+        when.it_value.tv_sec = milliseconds // 1000
+        when.it_value.tv_nsec = milliseconds % 1000 * 1000000
+        if timerfd_settime(self.timer, 0, &when, NULL) < 0:
+            return False
+        self.due = now + <uint64_t>milliseconds
+        return True
+
+    cdef int without_timer(self, int n):
+        cdef epoll_event* events = <epoll_event*>self.events
+        cdef uint64_t times
+        cdef int i
+        for i in range(n):
+            if events[i].data.fd == self.timer:
+                c_read(self.timer, &times, sizeof(times))
+                self.due = 0
+                events[i] = events[n - 1]
+                return n - 1
         return n
 
     cdef int fd_at(self, int i):
