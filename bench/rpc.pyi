@@ -19,7 +19,14 @@ class Native:
     freed: int
     last_serial: int
     def __init__(
-        self, fd: int, pool: mmap, frame: Buffer, message_at: int, freed: int, serial: int
+        self,
+        fd: int,
+        pool: mmap,
+        frame: Buffer,
+        message_at: int,
+        freed: int,
+        serial: int,
+        accepts: bool,
     ) -> None: ...
     def calls(
         self, body: Buffer, place: int, size: int, memfd: int, times: list[int], count: int

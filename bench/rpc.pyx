@@ -53,7 +53,7 @@ cdef extern from "sys/ioctl.h":
 cdef extern from "sys/mman.h":
     void* c_mmap "mmap" (void* at, size_t size, int prot, int flags, int fd, int64_t offset) nogil
     int c_munmap "munmap" (void* at, size_t size) nogil
-    int PROT_READ, MAP_SHARED, MAP_POPULATE
+    int PROT_READ, MAP_SHARED
     void* MAP_FAILED
 
 cdef extern from "poll.h":
@@ -277,7 +277,7 @@ cdef int look(const uint8_t* message, const uint8_t* want, int memfd) noexcept n
         if get64(message + at + 8) == ITEM_MEMFD:
             where = get64(message + at + 16)
             length = get64(message + at + 24)
-            data = <const uint8_t*>c_mmap(NULL, length, PROT_READ, MAP_SHARED | MAP_POPULATE, memfd, where)
+            data = <const uint8_t*>c_mmap(NULL, length, PROT_READ, MAP_SHARED, memfd, where)
             if <void*>data == MAP_FAILED:
                 return 0
             right = same(data, want, length, 8)
@@ -292,7 +292,8 @@ cdef int look(const uint8_t* message, const uint8_t* want, int memfd) noexcept n
 
 cdef class Native:
     """A connected handle. `frame`: a request that begins with one offset to free, then SEND's
-    command, the message, and what belongs to them; `message_at` is where in it the message is."""
+    command, the message, and what belongs to them; `message_at` is where in it the message is.
+    `accepts`: descriptors may come, as HELLO has said; who takes none needs no room for them."""
 
     cdef int fd
     cdef const uint8_t[::1] view
@@ -303,8 +304,9 @@ cdef class Native:
     cdef public uint64_t freed
     cdef uint32_t serial
     cdef int got_fd
+    cdef bint accepts
 
-    def __init__(self, int fd, pool, Buffer frame, Py_ssize_t message_at, freed, serial):
+    def __init__(self, int fd, pool, Buffer frame, Py_ssize_t message_at, freed, serial, accepts):
         self.fd = fd
         self.view = pool
         self.pool = &self.view[0]
@@ -313,6 +315,7 @@ cdef class Native:
         self.freed = freed
         self.serial = serial
         self.got_fd = -1
+        self.accepts = accepts
 
     @property
     def last_serial(self):
@@ -330,15 +333,20 @@ cdef class Native:
         msg.msg_iov = &vec
         msg.msg_iovlen = 1
         while True:
-            msg.msg_control = control
-            msg.msg_controllen = sizeof(control)
-            got = recvmsg(self.fd, &msg, MSG_CMSG_CLOEXEC)
+            if self.accepts:
+                msg.msg_control = control
+                msg.msg_controllen = sizeof(control)
+                got = recvmsg(self.fd, &msg, MSG_CMSG_CLOEXEC)
+            else:
+                got = c_recv(self.fd, self.came, FRAME, 0)
             if got > 0:
                 break
             if got == 0:
                 return OVER
             if errno != EINTR:
                 return OVER if errno == ECONNRESET else SYSTEM
+        if not self.accepts:
+            return FINE
         if self.got_fd >= 0:
             close(self.got_fd)
             self.got_fd = -1
@@ -352,20 +360,21 @@ cdef class Native:
         cdef iovec vec
         cdef char control[64]
         cdef cmsghdr* c
+        if fd < 0:
+            return send_all(self.fd, self.frame.p, self.frame.size)
         memset(&msg, 0, sizeof(msg))
         vec.iov_base = self.frame.p
         vec.iov_len = self.frame.size
         msg.msg_iov = &vec
         msg.msg_iovlen = 1
-        if fd >= 0:
-            memset(control, 0, sizeof(control))
-            msg.msg_control = control
-            msg.msg_controllen = CMSG_SPACE(sizeof(int))
-            c = CMSG_FIRSTHDR(&msg)
-            c.cmsg_level = SOL_SOCKET
-            c.cmsg_type = SCM_RIGHTS
-            c.cmsg_len = CMSG_LEN(sizeof(int))
-            memcpy(CMSG_DATA(c), &fd, sizeof(int))
+        memset(control, 0, sizeof(control))
+        msg.msg_control = control
+        msg.msg_controllen = CMSG_SPACE(sizeof(int))
+        c = CMSG_FIRSTHDR(&msg)
+        c.cmsg_level = SOL_SOCKET
+        c.cmsg_type = SCM_RIGHTS
+        c.cmsg_len = CMSG_LEN(sizeof(int))
+        memcpy(CMSG_DATA(c), &fd, sizeof(int))
         while sendmsg(self.fd, &msg, MSG_NOSIGNAL) < 0:
             if errno != EINTR:
                 return OVER if errno in (EPIPE, ECONNRESET) else SYSTEM

@@ -15,6 +15,7 @@ import os
 import socket
 import struct
 import sys
+import threading
 from pathlib import Path
 
 from . import wire
@@ -119,10 +120,10 @@ def classic_service(path: str) -> None:
 class NativeHandle:
     """A handle past HELLO, with its pool mapped."""
 
-    def __init__(self, path: str, credit: int) -> None:
+    def __init__(self, path: str, credit: int, accepts: bool) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.sock.connect(path)
-        hello = struct.pack("<12Q", 96, 1, 0, 0, 0, 0, 0, POOL, 0, 0, 0, 0)
+        hello = struct.pack("<12Q", 96, accepts, 0, 0, 0, 0, 0, POOL, 0, 0, 0, 0)
         data, fds = self.ask(OP_HELLO, hello, credit=credit)
         self.id = struct.unpack_from("<Q", data, 24 + 48)[0]
         self.greeting = struct.unpack_from("<Q", data, 24 + 64)[0]
@@ -153,7 +154,8 @@ class NativeHandle:
 
 
 def native_caller(path: str, to: str) -> None:
-    handle = NativeHandle(path, 0)
+    handle = NativeHandle(path, 0, False)
+    small, large = map(int, to.split(","))
     box = os.memfd_create("jitney-bench", os.MFD_CLOEXEC)
     os.ftruncate(box, OUTBOX)
     outbox = mmap.mmap(box, OUTBOX)
@@ -172,8 +174,9 @@ def native_caller(path: str, to: str) -> None:
         else:
             data = body(size)
             items = item(VEC, struct.pack("<QQ", size, 24 + 8 + 56 + 64 + 32))
-        frame, at = handle.frame(EXPECT_REPLY, SYNC, 0, items, data, int(to))
-        link = Native(handle.sock.fileno(), handle.pool, frame, at, freed, serial)
+        dst = large if memfd >= 0 else small
+        frame, at = handle.frame(EXPECT_REPLY, SYNC, 0, items, data, dst)
+        link = Native(handle.sock.fileno(), handle.pool, frame, at, freed, serial, False)
         times: list[int] = []
         link.calls(Buffer(body(size)), place, size, memfd, times, count)
         freed, serial = link.freed, link.last_serial
@@ -183,13 +186,19 @@ def native_caller(path: str, to: str) -> None:
 
 
 def native_service(path: str) -> None:
-    handle = NativeHandle(path, 16)
-    print(handle.id, flush=True)
+    # Only who takes memfds has to look for descriptors; the classic service does not, either.
+    handles = [NativeHandle(path, 16, accepts) for accepts in (False, True)]
+    print(*[handle.id for handle in handles], sep=",", flush=True)
+    want = Buffer(body(BODIES))
     data = body(ANSWER)
     items = item(VEC, struct.pack("<QQ", ANSWER, 24 + 8 + 56 + 64 + 32))
-    frame, at = handle.frame(0, 0, 1, items, data, 0)
-    link = Native(handle.sock.fileno(), handle.pool, frame, at, 0, 10)
-    link.serve(Buffer(body(BODIES)))
+    links = []
+    for handle, accepts in zip(handles, (False, True), strict=True):
+        frame, at = handle.frame(0, 0, 1, items, data, 0)
+        fd = handle.sock.fileno()
+        links.append(Native(fd, handle.pool, frame, at, 0, 10, accepts))
+    threading.Thread(target=links[1].serve, args=(want,), daemon=True).start()
+    links[0].serve(want)
 
 
 # kdbus's ioctls
