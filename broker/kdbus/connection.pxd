@@ -15,8 +15,8 @@ cdef list _NO_FDS
 
 cdef class Transport:
     cpdef wake(self)
+    cdef stir(self)
 
-@cython.freelist(16)
 cdef class Received:
     cdef public uint64_t offset
     cdef public Py_ssize_t size
@@ -26,7 +26,6 @@ cdef class Received:
 @cython.locals(made=Received)
 cdef Received new_received(uint64_t offset, Py_ssize_t size, int64_t return_flags, object fds)
 
-@cython.freelist(64)
 cdef class Quota:
     cdef readonly Py_ssize_t memory
     cdef readonly Py_ssize_t messages
@@ -36,7 +35,7 @@ cdef class Quota:
 cdef Quota new_quota()
 
 cdef class Connection:
-    cdef dict __dict__
+    cdef readonly object names_held
     cdef readonly bint monitor
     cdef readonly bint activator
     cdef readonly bint holder

@@ -10,6 +10,11 @@ from __future__ import annotations
 import errno
 from typing import Any
 
+try:
+    import cython
+except ImportError:
+    from jitney.broker._cython import cython
+
 from jitney.broker.errors import Refused
 
 from . import constants as c
@@ -42,6 +47,10 @@ class Transport:
     def wake(self) -> None:
         """There is something new to receive, or the end."""
 
+    def stir(self) -> None:
+        """wake() for the bus itself, which a front may answer without a detour."""
+        self.wake()
+
 
 class Greeting:
     """What HELLO asks for. `rules` are policy entries; `fake` facts take the place of the true."""
@@ -57,6 +66,8 @@ class Greeting:
         self.rules: list[tuple[bytes, list[tuple[int, int, int]]]] = []
 
 
+@cython.freelist(16)
+@cython.cclass
 class Received:
     """Where a message is. `fds`, for fronts that can install them: (handle, the place in the pool
     for the number that it gets); the front drops each handle when it is done with it."""
@@ -80,6 +91,8 @@ def new_received(offset: int, size: int, return_flags: int, fds: Any) -> Receive
     return made
 
 
+@cython.freelist(64)
+@cython.cclass
 class Quota:
     """What one user has in a connection's pool."""
 
@@ -330,7 +343,7 @@ class Connection:
             self.wake()
 
     def wake(self) -> None:
-        self.transport.wake()
+        self.transport.stir()
 
     @property
     def readable(self) -> bool:

@@ -5,7 +5,6 @@ from libc.stdint cimport int64_t, uint64_t
 from .area cimport Area
 from .pool cimport Slice
 
-@cython.freelist(32)
 cdef class Message:
     cdef public uint64_t flags
     cdef public int64_t priority

@@ -15,6 +15,11 @@ import struct
 from collections.abc import Sequence
 from typing import Any
 
+try:
+    import cython
+except ImportError:
+    from jitney.broker._cython import cython
+
 from . import constants as c
 from .area import Area
 from .errors import KdbusError
@@ -28,6 +33,8 @@ HEAD = struct.Struct("<QQqQQQQQ")
 RAW, DATA, ZEROS, MEMFD, FDS = range(5)
 
 
+@cython.freelist(16)
+@cython.cclass
 class Message:
     """A message on its way. `timeout` is kdbus's union: a deadline of a call, else the cookie of
     the call that this one answers. `parts` are (kind, ...) in the order of the items."""

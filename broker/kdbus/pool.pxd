@@ -4,7 +4,6 @@ from libc.stdint cimport uint64_t
 
 from .area cimport Area
 
-@cython.freelist(64)
 cdef class Slice:
     cdef readonly Py_ssize_t offset
     cdef readonly Py_ssize_t size

@@ -13,6 +13,11 @@ from bisect import bisect_left, insort
 from collections.abc import Iterable
 from typing import Any
 
+try:
+    import cython
+except ImportError:
+    from jitney.broker._cython import cython
+
 from .area import Area
 from .errors import KdbusError
 
@@ -55,6 +60,8 @@ class PlainMemory:
         self.bytes = bytearray()
 
 
+@cython.freelist(64)
+@cython.cclass
 class Slice:
     """A part of a pool. `accounted`: part of the incoming half."""
 

@@ -8,7 +8,6 @@ cdef class Hanging:
     cdef public bint queued
     cpdef settle(self)
 
-@cython.freelist(64)
 cdef class Entry:
     cdef public Slice slice
     cdef public Py_ssize_t size

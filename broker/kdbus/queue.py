@@ -10,6 +10,11 @@ from __future__ import annotations
 from heapq import heappop, heappush
 from typing import Any
 
+try:
+    import cython
+except ImportError:
+    from jitney.broker._cython import cython
+
 from .pool import Slice
 
 
@@ -22,6 +27,8 @@ class Hanging:
         """To be called when it is no longer linked or queued."""
 
 
+@cython.freelist(64)
+@cython.cclass
 class Entry:
     """One queued message. `fds`: what is to be installed at the `patches`, of which `n_fds` are
     charged; `name`: the registry's entry that it was sent to; `kept`: the message itself, where it

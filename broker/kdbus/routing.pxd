@@ -16,7 +16,6 @@ cdef uint64_t _BROADCAST, _EXPECT_REPLY, _SIGNAL, _ACCEPT_FD, _PROCESS, _DST_NAM
 cdef list _NOTHING
 
 cdef class Routing:
-    cdef dict __dict__
     cdef public Domain domain
     cdef public object core
     cdef public object names

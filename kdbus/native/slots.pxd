@@ -50,3 +50,4 @@ cdef class Waker(Transport):
     cdef public HandleSlots handle
 
     cpdef wake(self)
+    cdef stir(self)

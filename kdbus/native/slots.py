@@ -25,6 +25,9 @@ class Waker(Transport):
     """Of a handle's transport: how a connection's news get to the front."""
 
     def wake(self) -> None:
+        self.stir()
+
+    def stir(self) -> None:
         handle = self.handle
         if not handle.noted:
             handle.noted = True
