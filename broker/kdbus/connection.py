@@ -25,7 +25,6 @@ from .pool import PlainMemory, Pool
 from .queue import Entry, Queue
 from .validity import attach_flags, is_name
 
-
 _ACCEPT_FD = c.HELLO_ACCEPT_FD
 _INCOMPLETE = c.RECV_INCOMPLETE_FDS
 _MSGS_MAX = c.MSGS_MAX
@@ -97,6 +96,10 @@ class Quota:
     """What one user has in a connection's pool."""
 
     __slots__ = ("fds", "memory", "messages")
+
+    memory: int
+    messages: int
+    fds: int
 
 
 def new_quota() -> Quota:

@@ -95,8 +95,8 @@ def new_slice(offset: int, size: int) -> Slice:
 
 
 class Pool:
-    """The slices of one pool; `memory` holds the bytes. `top` is the free slice at its end, if there
-    is one: most come from there and go back to it, and it is on no list."""
+    """The slices of one pool; `memory` holds the bytes. `top` is the free slice at its end, if
+    there is one: most come from there and go back to it, and it is on no list."""
 
     def __init__(self, size: int, memory: Any) -> None:
         self.size = size

@@ -93,14 +93,16 @@ def awaited_by(caller: Any) -> dict[int, list[Any]]:
     if type(caller) is Connection:
         own = caller
         return own.awaited
-    return caller.awaited  # type: ignore[no-any-return]
+    awaited: dict[int, list[Any]] = caller.awaited
+    return awaited
 
 
 def owed_by(callee: Any) -> dict[Any, None]:
     if type(callee) is Connection:
         own = callee
         return own.owed
-    return callee.owed  # type: ignore[no-any-return]
+    owed: dict[Any, None] = callee.owed
+    return owed
 
 
 class Awaiting:

@@ -11,7 +11,8 @@ from jitney.broker.kdbus.reply cimport Awaiting
 from .slots cimport FrontSlots, HandleSlots, PeerSlots
 from .sysio cimport send as socket_send
 
-cdef uint64_t _SEND, _ANSWER, _FED, _PROCESS, _CREDIT_MAX, _VEC_MAX, _OUTBOX, _ANYBODY
+cdef uint64_t _SEND, _ANSWER, _FED, _PROCESS, _VEC_MAX, _OUTBOX, _ANYBODY
+cdef Py_ssize_t _CREDIT_MAX
 cdef tuple _NO_FDS
 
 cdef class QuickCall(Awaiting):

@@ -44,6 +44,16 @@ class QuickCall(Awaiting):
     """A synchronous SEND that waits; in `peer.calls` it is what a Request is for others. It keeps
     the command's struct, field by field."""
 
+    server: Any
+    peer: Any
+    serial: int
+    flags: int
+    address: int
+    reply_offset: int
+    reply_size: int
+    reply_flags: int
+    pending: Any
+    over: bool
     cancel_fd = None
 
     @property

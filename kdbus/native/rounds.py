@@ -162,6 +162,6 @@ class Waiter:
                 if now >= until:
                     break
                 milliseconds = until - now
-        others = front.others
+        others: list[tuple[int, int]] = front.others
         front.others = []
-        return others  # type: ignore[no-any-return]
+        return others

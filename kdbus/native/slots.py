@@ -6,6 +6,8 @@ as well. What they mean stands with the classes that have them: `Front`, `Opened
 
 from __future__ import annotations
 
+from typing import Any
+
 from jitney.broker.kdbus.connection import Transport
 
 
@@ -20,9 +22,14 @@ class HandleSlots:
 class PeerSlots:
     """Of `peer.Peer`."""
 
+    owed: Any
+
 
 class Waker(Transport):
     """Of a handle's transport: how a connection's news get to the front."""
+
+    front: Any
+    handle: Any
 
     def wake(self) -> None:
         self.stir()

@@ -191,6 +191,23 @@ def test_deadline(bus: Bus) -> None:
     assert caller.recv().items[0].kind == c.ITEM_REPLY_TIMEOUT
 
 
+def test_deadlines_that_come_up_in_any_order(bus: Bus) -> None:
+    import time
+
+    callers, callee = [Peer(bus.path) for _ in range(4)], Peer(bus.path)
+    ends = []
+    # Far, near, nearer still and between them: each wait has to end by the nearest.
+    for number, milliseconds in enumerate((60_000, 700, 250, 450)):
+        ends.append(time.monotonic_ns() + milliseconds * 10**6)
+        data = message(callee.id, cookie=7, flags=c.EXPECT_REPLY, timeout=ends[-1])
+        callers[number].put("SEND", command("SEND", c.SEND_SYNC_REPLY, u64(80)) + data)
+        callers[number].do("LIST", command("LIST"))
+    for number in (2, 3, 1):
+        assert callers[number].get().error == e.ETIMEDOUT
+        assert ends[number] <= time.monotonic_ns() < ends[0]
+    assert callers[0].quiet()
+
+
 # Who sends
 
 
