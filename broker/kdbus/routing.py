@@ -89,10 +89,17 @@ class Routing:
 
     # Where to
 
-    def find(self, message: Message) -> Any:
-        """The receiver: a connection, or one of the core's that belongs to another front."""
+    def find(self, message: Message) -> tuple[Any, Any]:
+        """(receiver, the registry's entry if it was sent to a name).
+
+        The receiver is a connection, or one of the core's that belongs to another front."""
+        return self.seek(message), message.entry
+
+    def seek(self, message: Message) -> Any:
+        """The receiver; `message.entry` is the registry's entry."""
+        message.entry = None
         if message.dst_name is not None:
-            return self.find_name(message)
+            return self.seek_name(message)
         conn = self.connections.get(message.dst_id)
         if conn is None:
             core = self.core.connections.get(message.dst_id)
@@ -103,7 +110,7 @@ class Routing:
             raise KdbusError(errno.ENXIO)
         return conn
 
-    def find_name(self, message: Message) -> Any:
+    def seek_name(self, message: Message) -> Any:
         name = self.core.names.get(message.dst_name)
         owner: Any
         if name is None or name.owner is None:
@@ -136,7 +143,7 @@ class Routing:
     # The ways
 
     def unicast(self, source: Any, message: Message, caller: Caller) -> None:
-        receiver = self.find(message)
+        receiver = self.seek(message)
         name = message.entry
         if type(receiver) is not Connection:
             self.foreign.deliver(message, receiver, None)
@@ -160,7 +167,7 @@ class Routing:
             now = self.domain.monotonic()
             if now >= message.timeout:
                 raise KdbusError(errno.ETIMEDOUT)
-        receiver = self.find(message)
+        receiver = self.seek(message)
         name = message.entry
         own = type(receiver) is Connection
         if own and not may_talk(source, caller, receiver):
@@ -180,7 +187,7 @@ class Routing:
         return reply
 
     def answer(self, source: Any, message: Message) -> None:
-        receiver = self.find(message)
+        receiver = self.seek(message)
         if type(receiver) is not Connection:
             self.foreign.deliver(message, receiver, None)
             return
