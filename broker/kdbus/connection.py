@@ -101,6 +101,15 @@ class Quota:
     messages: int
     fds: int
 
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Quota) and (self.memory, self.messages, self.fds) == (
+            other.memory,
+            other.messages,
+            other.fds,
+        )
+
 
 def new_quota() -> Quota:
     made = Quota.__new__(Quota)
