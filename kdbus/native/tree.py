@@ -4,7 +4,7 @@ Invariant: a node is there before whoever made it is told so, and gone before it
 is. Directories belong to the server, so that what it does in them by name is done to its own
 sockets; each socket has the owner and mode that kdbus gives the node, before it listens.
 
-The directory is locked (flock) as long as it is served: what else is in it was left by the dead.
+The directory is locked (flock) as long as it is served: nodes that are in it were left by the dead.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import socket
 import stat
 from collections.abc import Callable
@@ -24,6 +25,9 @@ from jitney.broker.kdbus.errors import KdbusError
 BACKLOG = 1024
 PATH_MAX = 107
 """A socket's address has no room for more."""
+CONTROL = b"control"
+_LEFT = re.compile(r"[0-9]+-")
+"""How the names of buses begin."""
 
 
 class Node:
@@ -35,59 +39,59 @@ class Node:
         self.endpoint = endpoint
 
 
-class Tree:
-    """`opened(node)` and `closed(node)` tell of each node that comes and goes."""
+class Root:
+    """The directory that nodes are in, locked; of `user` (uid, gid), who we may become later."""
 
-    def __init__(
-        self,
-        path: str,
-        kind: int,
-        opened: Callable[[Node], None],
-        closed: Callable[[Node], None],
-    ) -> None:
+    def __init__(self, path: str, user: tuple[int, int] | None = None) -> None:
         self.path = os.path.abspath(path)
-        self.kind = kind
-        self.opened = opened
-        self.closed = closed
-        self.all_users = os.geteuid() == 0
-        self.nodes: dict[Any, Node] = {}
-        self.folders: dict[Bus, int] = {}
-        self.made_root = False
+        self.user = user if user is not None else (os.geteuid(), os.getegid())
+        self.made = self.locked = False
         try:
             os.mkdir(self.path)
             os.chmod(self.path, 0o755)
-            self.made_root = True
+            self.made = True
         except FileExistsError:
             pass
-        self.root = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             self.take()
-            self.listen(self.root, b"control", None, 0o666 if self.all_users else 0o600)
         except BaseException:
-            os.close(self.root)
+            self.close()
             raise
 
     def take(self) -> None:
-        """Makes sure that it is ours alone, and empty."""
-        found = os.fstat(self.root)
-        if found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        """Makes sure that it is ours alone, and has no nodes."""
+        found = os.fstat(self.fd)
+        me = os.geteuid()
+        if self.user[0] != me and found.st_uid == me and not os.listdir(self.fd):
+            # What we have made, or somebody for us; nothing that is in use.
+            os.fchown(self.fd, *self.user)
+            found = os.fstat(self.fd)
+        if found.st_uid != self.user[0]:
+            text = f"the directory does not belong to the user with uid {self.user[0]}"
+            raise OSError(errno.EPERM, text, self.path)
+        if found.st_mode & 0o022:
             raise OSError(errno.EPERM, "others may write to this directory", self.path)
         try:
-            fcntl.flock(self.root, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise OSError(errno.EADDRINUSE, "served by another process", self.path) from error
-        for name in os.listdir(self.root):
-            mode = os.stat(name, dir_fd=self.root, follow_symlinks=False).st_mode
-            if stat.S_ISSOCK(mode):
-                os.unlink(name, dir_fd=self.root)
-            elif stat.S_ISDIR(mode):
+        self.locked = True
+        self.clear()
+
+    def clear(self) -> None:
+        for name in os.listdir(self.fd):
+            mode = os.stat(name, dir_fd=self.fd, follow_symlinks=False).st_mode
+            if stat.S_ISSOCK(mode) and name == CONTROL.decode():
+                os.unlink(name, dir_fd=self.fd)
+            elif stat.S_ISDIR(mode) and _LEFT.match(name):
                 self.remove_folder(os.fsencode(name))
 
     def remove_folder(self, name: bytes) -> None:
         """With the sockets in it; if there is something else, it stays."""
         try:
             fd = os.open(
-                name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.root
+                name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.fd
             )
             try:
                 for entry in os.listdir(fd):
@@ -95,9 +99,46 @@ class Tree:
                         os.unlink(entry, dir_fd=fd)
             finally:
                 os.close(fd)
-            os.rmdir(name, dir_fd=self.root)
+            os.rmdir(name, dir_fd=self.fd)
         except OSError:
             pass
+
+    def close(self) -> None:
+        """The nodes go; the directory as well, if we made it and may."""
+        if self.fd < 0:
+            return
+        if self.locked:
+            self.clear()
+        os.close(self.fd)
+        self.fd = -1
+        if self.made:
+            try:
+                os.rmdir(self.path)
+            except OSError:
+                pass
+
+
+class Tree:
+    """`opened(node)` and `closed(node)` tell of each node that comes and goes. `control`: the mode
+    of the control node."""
+
+    def __init__(
+        self,
+        root: Root,
+        kind: int,
+        opened: Callable[[Node], None],
+        closed: Callable[[Node], None],
+        control: int,
+    ) -> None:
+        self.place = root
+        self.path = root.path
+        self.root = root.fd
+        self.kind = kind
+        self.opened = opened
+        self.closed = closed
+        self.nodes: dict[Any, Node] = {}
+        self.folders: dict[Bus, int] = {}
+        self.listen(self.root, CONTROL, None, control)
 
     # Nodes
 
@@ -116,10 +157,7 @@ class Tree:
                 # Nobody can connect before it listens, and nobody else writes to this directory.
                 os.chmod(name, mode, dir_fd=folder)
                 if endpoint is not None:
-                    owner = (endpoint.uid, endpoint.gid)
-                    if owner != (os.geteuid(), os.getegid()):
-                        os.chown(name, *owner, dir_fd=folder, follow_symlinks=False)
-                        os.chmod(name, mode, dir_fd=folder)
+                    self.give(folder, name, (endpoint.uid, endpoint.gid), mode)
                 if hasattr(socket, "SO_PASSCRED"):
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
                 sock.listen(BACKLOG)
@@ -131,6 +169,17 @@ class Tree:
             raise
         node = self.nodes[endpoint] = Node(sock, endpoint)
         self.opened(node)
+
+    def give(self, folder: int, name: bytes, owner: tuple[int, int], mode: int) -> None:
+        if owner == (os.geteuid(), os.getegid()):
+            return
+        try:
+            os.chown(name, *owner, dir_fd=folder, follow_symlinks=False)
+            os.chmod(name, mode, dir_fd=folder)
+        except PermissionError:
+            # Whose it is makes no difference where everybody may connect.
+            if mode & 0o666 != 0o666:
+                raise
 
     def made(self, bus: Bus, endpoint: Endpoint | None) -> None:
         """The domain has one more; KdbusError if it cannot be shown."""
@@ -177,10 +226,5 @@ class Tree:
                 self.removed(bus, endpoint)
             self.removed(bus, None)
         self.drop(self.nodes.pop(None))
-        self.unlink(b"control", self.root)
-        os.close(self.root)
-        if self.made_root:
-            try:
-                os.rmdir(self.path)
-            except OSError:
-                pass
+        self.unlink(CONTROL, self.root)
+        self.place.close()
