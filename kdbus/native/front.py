@@ -33,9 +33,10 @@ from .lines import PATIENCE, CommandLines, Paused, Stalled
 from .peer import Opened, Peer
 from .purse import Purse
 from .reading import TURN, Reading
+from .root import Root
 from .serve import Server
 from .sysio import Reader
-from .tree import Node, Root, Tree
+from .tree import Node, Tree
 
 ACCEPT_MAX = 64
 ACCEPT_REST = 0.1
@@ -106,9 +107,9 @@ class Front(Server, Reading):
         """Makes all nodes that there are to be."""
         root = self.directory
         if not isinstance(root, Root):
-            root = Root(root)
+            root = Root(root, kind)
         try:
-            self.tree = Tree(root, kind, self.opened, self.closed, self.control_mode)
+            self.tree = Tree(root, self.opened, self.closed, self.control_mode)
             for bus in list(self.domain.buses.values()):
                 self.tree.made(bus, None)
                 for endpoint in list(bus.endpoints.values()):

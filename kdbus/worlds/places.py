@@ -30,14 +30,19 @@ ONLY_OURS = 0o600
 
 
 class Places:
-    """`mount`, `root`: what is there, and not served yet, or None. `owner`: (uid, gid) of whom the
-    bus belongs to."""
+    """`mount`, `root`: what is there, and not served yet, or None. `user`: (uid, gid) of whom we
+    will become, if that is another; `owner`: of whom the bus belongs to; `name`: the bus's."""
 
-    def __init__(self, kind: str | None) -> None:
+    def __init__(self, kind: str | None, user: tuple[int, int] | None) -> None:
         self.kind = kind
+        self.user = user if user is not None and user[0] != os.geteuid() else None
         self.mount: Any = None
         self.root: Any = None
-        self.owner: tuple[int, int] | None = None
+        self.owner = (os.geteuid(), os.getegid())
+        if user is not None and kind != "system":
+            # But what everybody knows as 0-system is root's bus, whoever it runs as.
+            self.owner = user
+        self.name = f"{self.owner[0]}-{NAMES.get(kind or '', 'bus')}".encode()
 
     def close(self) -> None:
         if self.mount is not None:
@@ -51,16 +56,15 @@ def reserve(
 ) -> Places:
     """Makes them, for clients who will wait until they are served. DBusError.
 
-    `kind`: the configuration's <type>; `user`: (name, uid, gid) of whom we will become, or None."""
-    places = Places(kind)
-    if user is not None and user[1] == os.geteuid():
-        user = None
+    `kind`: the configuration's <type>; `user`: (name, uid, gid) of whom we will become, and be
+    without capabilities, or None."""
+    places = Places(kind, user[1:] if user is not None else None)
     if mount is not None:
         if user is not None:
             raise DBusError(
                 FAILED,
-                f'--kdbus-mount needs a bus that stays who it is: as user "{user[0]}" it '
-                "could not look into its clients; --kdbus-sockets does not",
+                f'--kdbus-mount needs a bus that stays who it is: as user "{user[0]}", without '
+                "capabilities, it could not look into its clients; --kdbus-sockets does not",
             )
         from ..fuse.mount import Mount
 
@@ -70,18 +74,15 @@ def reserve(
         except OSError as error:
             raise DBusError(FAILED, f"Failed to mount kdbus's file system: {error}") from error
     if sockets is not None:
-        from ..native.tree import Root
+        from ..native.root import Root
 
         try:
-            places.root = Root(sockets, user[1:] if user is not None else None)
+            places.root = Root(sockets, user=places.user)
+            mode = 0o666 if kind == "system" else 0o600
+            places.root.prepare(ONLY_OURS, places.name, mode, places.owner)
         except OSError as error:
             places.close()
             raise DBusError(FAILED, f"Failed to make kdbus's sockets: {error}") from error
-    if user is None or kind == "system":
-        # What everybody knows as 0-system is root's bus, whoever it runs as.
-        places.owner = (os.geteuid(), os.getegid())
-    else:
-        places.owner = user[1:]
     return places
 
 
@@ -128,7 +129,8 @@ class Open:
         self.bus = attach(
             bus,
             domain,
-            *self.identity(places),
+            places.name,
+            self.identity(*places.owner),
             flags=c.ACCESS_WORLD if places.kind == "system" else 0,
             facts=self.facts,
             later=self.call if self.fuse is not None else None,
@@ -142,17 +144,15 @@ class Open:
             poller.lock = self.lock
             self.fuse.start(loop, self.ended)
 
-    def identity(self, places: Places) -> tuple[bytes, Creds]:
-        """The bus's name, and of whom it is."""
-        uid, gid = places.owner if places.owner is not None else (os.geteuid(), os.getegid())
+    def identity(self, uid: int, gid: int) -> Creds:
+        """Of whom the bus is: us, or whom we were."""
         me = ProcCaller(os.getpid(), os.geteuid(), os.getegid())
         me.gather(c.ATTACH_ALL)
         self.facts = me.facts()
-        name = f"{uid}-{NAMES.get(places.kind or '', 'bus')}".encode()
         if uid == os.geteuid():
-            return name, opener(os.getpid(), uid, gid)
+            return opener(os.getpid(), uid, gid)
         self.facts.uids, self.facts.gids = (uid,) * 4, (gid,) * 4
-        return name, Creds(uid, uid, gid)
+        return Creds(uid, uid, gid)
 
     def call(self, job: Callable[[], None]) -> None:
         try:

@@ -18,10 +18,10 @@ from pathlib import Path
 import kernel
 import pytest
 from kdbuskit import bloom, command, item, message, text, u64
+from foreground import RUN
 from kdbusmount import (
     ASK_NOTHING,
     POOL,
-    RUN,
     Bus,
     Errno,
     Mounted,
