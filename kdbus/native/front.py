@@ -261,8 +261,6 @@ class Front(Server, Reading):
             for peer in stalled:
                 peer.paused = None
                 self.rearm(peer)
-                if not peer.dead and peer.part:
-                    self.turn(peer)
             self.tell_all()
 
     def rearm(self, peer: Peer) -> None:
@@ -360,8 +358,6 @@ class Front(Server, Reading):
         self.rearm(peer)
         if peer.is_first:
             self.note(peer.handle)
-        if peer.part:
-            self.turn(peer)
 
     # Command lines
 
@@ -391,8 +387,6 @@ class Front(Server, Reading):
             peer.paused = None
             self.rearm(peer)
             self.serve(peer, memoryview(paused.frame), paused.fds, paused.said, paused.lost_fds)
-            if not peer.dead and peer.part:
-                self.turn(peer)
             self.tell_all()
 
     # News
