@@ -70,6 +70,7 @@ def pid_namespace(tid: int) -> bytes | None:
         return HOST_PID
     return found
 
+
 try:
     _LAST_CAP = int(read("/proc/sys/kernel/cap_last_cap") or 40)
 except ValueError:

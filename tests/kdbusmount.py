@@ -52,9 +52,7 @@ def mounted(
     words = ("--pool", pool, "--watchdog", str(watchdog))
     try:
         # A daemon that is killed, as some of these are, says so in its own way.
-        with foreground(
-            "mount", path, *words, quiet=False, time_to_live=time_to_live
-        ) as running:
+        with foreground("mount", path, *words, quiet=False, time_to_live=time_to_live) as running:
             yield running
     finally:
         deadline = time.monotonic() + 10

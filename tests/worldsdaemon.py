@@ -298,7 +298,9 @@ class Both:
             client.hello()
             there = ["org.freedesktop.DBus", client.unique_name]
             assert eventually(
-                lambda: sorted(client.reply_to(client.driver(b"ListNames")).body[0]) == sorted(there)
+                lambda: (
+                    sorted(client.reply_to(client.driver(b"ListNames")).body[0]) == sorted(there)
+                )
             )
 
     @property

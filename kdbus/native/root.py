@@ -1,8 +1,8 @@
 """Root: the directory that a tree of sockets is in, and the sockets and folders in it.
 
-Invariant: as long as it is open it is locked (flock), and nodes in it that we did not make were left
-by the dead. It belongs to whom it is served by, so that what is done in it by name is done to our
-own sockets; but while we are root and make nodes for a user whom we will become, it is root's.
+Invariant: as long as it is open it is locked (flock), and nodes in it that we did not make were
+left by the dead. It belongs to whom it is served by, so that what is done in it by name is done to
+our own sockets; but while we are root and make nodes for a user whom we will become, it is root's.
 """
 
 from __future__ import annotations

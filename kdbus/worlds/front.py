@@ -110,7 +110,8 @@ class Worlds(Outward, Inward):
 
     def standing_in(self, msg: Any) -> Any:
         """Who takes a message to a name without an owner. None, too, for the driver, which is
-        nobody in kdbus's world, and for what is refused: there it would not have been on the bus."""
+        nobody in kdbus's world, and for what is refused: there it would never have been on the bus.
+        """
         name = msg.destination
         if name is None or msg.flags & NO_AUTO_START:
             return None

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import kernel
 import pytest
-from kdbuskit import bloom, command, item, message, text, u64
 from foreground import RUN
+from kdbuskit import bloom, command, item, message, text, u64
 from kdbusmount import (
     ASK_NOTHING,
     POOL,

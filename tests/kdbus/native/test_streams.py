@@ -108,9 +108,7 @@ def test_descriptors_of_frames_that_are_read_at_once(stream: Path, server: Serve
     one, two = peer(stream), peer(stream, credit=50)
     fds = item(c.ITEM_FDS, struct.pack("<i", 0))
     plain = request(OPS["LIST"], command("LIST", 15), 9)
-    with_fd = request(
-        OPS["SEND"], command("SEND", 0, u64(80)) + message(two.id, fds, cookie=1), 10
-    )
+    with_fd = request(OPS["SEND"], command("SEND", 0, u64(80)) + message(two.id, fds, cookie=1), 10)
     ends = [os.pipe() for _ in range(5)]
     stopped(server.pid)
     for near, far in ends:
@@ -120,7 +118,12 @@ def test_descriptors_of_frames_that_are_read_at_once(stream: Path, server: Serve
         one.raw(with_fd[50:] + plain)
     os.kill(server.pid, signal.SIGCONT)
     answers = [one.get() for _ in range(4 * len(ends))]
-    assert [(frame.serial, frame.error) for frame in answers] == [(9, 0), (10, 0), (10, 0), (9, 0)] * 5
+    assert [(frame.serial, frame.error) for frame in answers] == [
+        (9, 0),
+        (10, 0),
+        (10, 0),
+        (9, 0),
+    ] * 5
     for pair in ends:
         for end in pair:
             (fd,) = two.push().fds

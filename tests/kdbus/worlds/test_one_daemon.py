@@ -11,7 +11,6 @@ import asyncio
 import errno
 import os
 import shutil
-import signal
 import struct
 import subprocess
 import sys
@@ -21,7 +20,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import buses
 import kdbusshim
 import pytest
 from foreground import RUN
@@ -33,9 +31,7 @@ from worldsdaemon import (
     TEST_WITH_SHIM,
     WAYS,
     Both,
-    ByIoctl,
     eventually,
-    gone,
     only,
     started,
 )
@@ -75,7 +71,17 @@ def test_with_the_shim() -> None:
     assert shim is not None
     paths = os.pathsep.join(path for path in sys.path if path)
     environment = {**preload.environment(shim), TEST_WITH_SHIM: "1", "PYTHONPATH": paths}
-    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "shim]", __file__]
+    words = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        "shim]",
+        __file__,
+    ]
     done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 

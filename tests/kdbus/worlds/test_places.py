@@ -358,7 +358,9 @@ def test_jitneys_own_client(tmp_path: Path) -> None:
             to = int(classic.unique_name[3:])
             kind = {"payload_type": transcode.PAYLOAD_DBUS}
             # The client gives cookies from 1 on, and the bus insists on the same in the payload.
-            call = dbus2(wire.CALL, 1, destination=b":1.%d" % to, signature=b"s", values=["x"], **CALL)
+            call = dbus2(
+                wire.CALL, 1, destination=b":1.%d" % to, signature=b"s", values=["x"], **CALL
+            )
             waiting = asyncio.create_task(peer.call(to, words(call), **kind))
             loop = asyncio.get_running_loop()
             got = await loop.run_in_executor(None, only, classic, "M")
