@@ -1,5 +1,5 @@
-"""sd-bus itself as a client of kdbus: over a mount and preloaded on sockets, alone and on a bus with
-classic D-Bus.
+"""sd-bus itself as a client of kdbus: over a mount and preloaded on sockets, alone and on one bus
+with classic D-Bus.
 
 Needs a libsystemd of the time when it knew kdbus, which nobody installs any more, and a compiler:
 
