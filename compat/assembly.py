@@ -216,7 +216,7 @@ class BusService:
         self.watch.watch(self.watched(config))
         self.activator.use_watch(self.watch)
         self.hub.start(loop, daemon.listeners)
-        self.kdbus = self.open_to_kdbus(loop) if daemon.mount is not None else None
+        self.kdbus = self.open_to_kdbus(loop) if daemon.places is not None else None
         self.exposition: Exposition | None = None
         if daemon.metrics:
             from .exposition import Exposition
@@ -224,18 +224,17 @@ class BusService:
             self.exposition = Exposition(self, loop, daemon.metrics, self.front.log)
 
     def open_to_kdbus(self, loop: AbstractEventLoop) -> Any:
-        """Makes the bus one of kdbus's as well, for clients under a mount. DBusError."""
-        from jitney.kdbus.worlds.mounted import Mounted
+        """Makes the bus one of kdbus's as well, for those who come in there. DBusError."""
+        from jitney.kdbus.worlds.places import Open
 
         from .loop import BusLoop
 
-        mount = self.daemon.mount
-        if not isinstance(loop, BusLoop):
+        places = self.daemon.places
+        if places.mount is not None and not isinstance(loop, BusLoop):
             raise DBusError(FAILED, "--kdbus-mount needs the bus's own event loop")
         try:
-            return Mounted(
-                mount,
-                self.daemon.config.type,
+            return Open(
+                places,
                 self.bus,
                 loop,
                 self.hub.poller,
@@ -243,7 +242,7 @@ class BusService:
                 lambda: self.log.warning("kdbus's file system was unmounted"),
             )
         except OSError as error:
-            raise DBusError(FAILED, f"Failed to serve kdbus's file system: {error}") from error
+            raise DBusError(FAILED, f"Failed to serve kdbus's clients: {error}") from error
 
     def settings(self, config: Plain) -> Settings:
         daemon = self.daemon

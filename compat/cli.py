@@ -58,6 +58,8 @@ class Options:
     """Our own: where these numbers can be read; see `places.check`."""
     kdbus_mount: str | None = None
     """Our own: where the bus is a bus of kdbus as well; see docs/kdbus.md."""
+    kdbus_sockets: str | None = None
+    """Our own: the same over sockets in a directory."""
     fd_store: bool = False
     """Our own: the service manager keeps the connections over a crash, see `upgrade.store`."""
     take_over: int | None = None
@@ -142,6 +144,8 @@ def _read(
     elif word.startswith("--kdbus-mount="):
         # Before a fork, after which the working directory is another one.
         options.kdbus_mount = os.path.abspath(word.partition("=")[2])
+    elif word.startswith("--kdbus-sockets="):
+        options.kdbus_sockets = os.path.abspath(word.partition("=")[2])
     elif word == "--fd-store":
         options.fd_store = True
     elif word.startswith("--take-over="):

@@ -58,7 +58,7 @@ class Daemon:
     `config`, `options`: what to do; `servers`, `listeners`: where to accept, each listener with
     its `offer` for jitney.compat.auth; `address`: all of them, as printed; `log`; `fd_limit`:
     the limit of open files we were started with, for children; `metrics`: where they are to be
-    read, each with its socket if it has one; `mount`: kdbus's file system, not served yet, or None;
+    read, each with its socket if it has one; `places`: where kdbus's clients come in, or None;
     `reload()` for ReloadConfig.
     """
 
@@ -70,7 +70,7 @@ class Daemon:
         self.address = ""
         self.log = Log()
         self.metrics: list[tuple[str, socket.socket | None]] = []
-        self.mount: Any = None
+        self.places: Any = None
         self.fd_limit: Limit | None = None
         self.service: Service | None = None
         self._build = build
@@ -109,7 +109,7 @@ class Daemon:
             self._configure(reading.result())
             kept = self._kept()
             self._listen()
-            self._mount()
+            self._reserve()
             self._print_address()
             self._become_daemon()
             self._drop_privileges()
@@ -279,23 +279,17 @@ class Daemon:
 
         return build
 
-    def _mount(self) -> None:
+    def _reserve(self) -> None:
         """Makes place for clients of kdbus, while we may and before anybody is told that we are."""
-        if self.options.kdbus_mount is None:
+        mount, sockets = self.options.kdbus_mount, self.options.kdbus_sockets
+        if mount is None and sockets is None:
             return
-        user = process.find_user(self.config.user) if self.config.user is not None else None
-        if user is not None and user[0] != os.geteuid():
-            raise DBusError(
-                FAILED,
-                f'--kdbus-mount needs a bus that stays who it is: as user "{self.config.user}" it '
-                "could not look into its clients",
-            )
-        from jitney.kdbus.worlds.mounted import mount_at
+        from jitney.kdbus.worlds.places import reserve
 
-        try:
-            self.mount = mount_at(self.options.kdbus_mount)
-        except OSError as error:
-            raise DBusError(FAILED, f"Failed to mount kdbus's file system: {error}") from error
+        name = self.config.user
+        found = process.find_user(name) if name is not None and os.geteuid() == 0 else None
+        user = (name, *found) if name is not None and found is not None else None
+        self.places = reserve(mount, sockets, self.config.type, user)
 
     def _print_address(self) -> None:
         fd = self.options.print_address
@@ -438,8 +432,8 @@ class Daemon:
             self._loop.close()
         for server in self.servers:
             server.close()
-        if self.mount is not None:
-            self.mount.close()
+        if self.places is not None:
+            self.places.close()
         for place, sock in self.metrics:
             from .places import forget
 

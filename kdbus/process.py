@@ -59,6 +59,17 @@ def namespace(tid: int, kind: str) -> bytes | None:
 
 HOST_USER = namespace(os.getpid(), "user")
 HOST_PID = namespace(os.getpid(), "pid")
+_DEPTH = len(numbers(status_of(os.getpid()).get(b"NSpid")))
+
+
+def pid_namespace(tid: int) -> bytes | None:
+    """Where we are another user than it and may not look: ours, if it has no id in any below;
+    else None, which is equal to no other."""
+    found = namespace(tid, "pid")
+    if found is None and _DEPTH == 1 and len(numbers(status_of(tid).get(b"NSpid"))) == 1:
+        return HOST_PID
+    return found
+
 
 try:
     _LAST_CAP = int(read("/proc/sys/kernel/cap_last_cap") or 40)
@@ -72,7 +83,7 @@ class Spaces:
     def __init__(self, tid: int, status: dict[bytes, bytes]) -> None:
         self.tid = tid
         self.user = namespace(tid, "user")
-        self.pid = namespace(tid, "pid")
+        self.pid = pid_namespace(tid)
         self.tids = numbers(status.get(b"NSpid"))
         self.tgids = numbers(status.get(b"NStgid"))
         self.parent = int(status.get(b"PPid", b"0"))
@@ -153,14 +164,14 @@ class ClientNamespaces(Namespaces):
         parent = 0
         if pid and spaces.parent:
             above = numbers(status_of(spaces.parent).get(b"NStgid"))
-            parent = self._number(above, namespace(spaces.parent, "pid"), spaces.parent)
+            parent = self._number(above, pid_namespace(spaces.parent), spaces.parent)
         return pid, tid, parent
 
     def _number(self, ids: Sequence[int], space: bytes | None, tid: int) -> int:
         """A process's id in the receiver's namespace, out of its ids in all of its own."""
         if len(ids) < self.depth:
             return 0
-        if space == self.pid_space:
+        if space is not None and space == self.pid_space:
             return ids[-1]
         chain = _chain(tid)
         return ids[self.depth - 1] if self.pid_space in chain else 0
@@ -170,7 +181,7 @@ class ClientNamespaces(Namespaces):
         if facts.caps is None or not isinstance(spaces, Spaces):
             return (0, 0, 0, 0)
         # Ours is around all the others; what is in one beside the receiver's says nothing to it.
-        if spaces.user in (self.user, HOST_USER):
+        if spaces.user is not None and spaces.user in (self.user, HOST_USER):
             return facts.caps
         return (0, 0, 0, 0)
 
@@ -209,7 +220,7 @@ _views: dict[tuple[bytes | None, ...], ClientNamespaces] = {}
 
 def view_of(tid: int) -> ClientNamespaces:
     """How this client sees others; one object for all that see alike."""
-    user, pid = namespace(tid, "user"), namespace(tid, "pid")
+    user, pid = namespace(tid, "user"), pid_namespace(tid)
     maps = (read(f"/proc/{tid}/uid_map") or b"", read(f"/proc/{tid}/gid_map") or b"")
     root = link(f"/proc/{tid}/root")
     key = (user, pid, *maps, root)

@@ -26,6 +26,14 @@ POOL = 1 << 20
 BASE = 0x10000
 
 
+class Errno(Exception):
+    """What a bus answered a command."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(errno.errorcode.get(number, str(number)))
+        self.errno = number
+
+
 def item(kind: int, data: bytes = b"") -> bytes:
     return struct.pack("<QQ", 16 + len(data), kind) + data + bytes(-len(data) & 7)
 

@@ -12,7 +12,6 @@ import errno
 import mmap
 import os
 import select
-import signal
 import struct
 import subprocess
 import sys
@@ -22,7 +21,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from kdbuskit import Got, command, item, message, text, u64
+from foreground import TIME_TO_LIVE, foreground
+from foreground import Served as Mounted
+from kdbuskit import Errno, Got, command, item, message, text, u64
 
 from jitney.broker.kdbus import constants as c
 from jitney.kdbus import uapi
@@ -30,8 +31,6 @@ from jitney.kdbus import uapi
 POOL = 1 << 20
 ASK_NOTHING = "JITNEY_TESTS_ASK_NOTHING"
 """In the environment: peers do not ask for metadata, so that messages go the short way."""
-TIME_TO_LIVE = 50
-RUN = "import sys; from jitney.compat.command import main; sys.exit(main(sys.argv[1:]))"
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -45,43 +44,17 @@ def why_not() -> str:
     return ""
 
 
-class Mounted:
-    def __init__(self, path: Path, process: subprocess.Popen[bytes]) -> None:
-        self.path = path
-        self.process = process
-
-    @property
-    def pid(self) -> int:
-        return self.process.pid
-
-
 @contextmanager
 def mounted(
     path: Path, pool: str = "auto", watchdog: float = 10.0, time_to_live: int = TIME_TO_LIVE
 ) -> Iterator[Mounted]:
     path.mkdir(exist_ok=True)
-    words = ["mount", str(path), "--foreground", "--pool", pool, "--watchdog", str(watchdog)]
-    process = subprocess.Popen([sys.executable, "-c", RUN, *words], stdout=subprocess.PIPE)
-    # Not a test's measure: it only makes sure that nobody waits for ever.
-    killer = subprocess.Popen(
-        ["sh", "-c", f"sleep {time_to_live}; kill -KILL {process.pid}"], start_new_session=True
-    )
+    words = ("--pool", pool, "--watchdog", str(watchdog))
     try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"ready\n"
-        yield Mounted(path, process)
+        # A daemon that is killed, as some of these are, says so in its own way.
+        with foreground("mount", path, *words, quiet=False, time_to_live=time_to_live) as running:
+            yield running
     finally:
-        process.send_signal(signal.SIGCONT)
-        process.terminate()
-        try:
-            process.wait(5)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        os.killpg(killer.pid, signal.SIGKILL)
-        killer.wait()
-        if process.stdout is not None:
-            process.stdout.close()
         deadline = time.monotonic() + 10
         while is_mounted(path) and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -92,12 +65,6 @@ def mounted(
 
 def is_mounted(path: Path) -> bool:
     return f" {path} " in Path("/proc/self/mountinfo").read_text()
-
-
-class Errno(Exception):
-    def __init__(self, number: int) -> None:
-        super().__init__(errno.errorcode.get(number, str(number)))
-        self.errno = number
 
 
 def ioctl(fd: int, name: str, data: bytes) -> bytes:
@@ -272,8 +239,9 @@ def reader(path: str) -> None:
 def client(*words: str, count: int = 1) -> subprocess.Popen[bytes]:
     """One of the functions above, in a process of its own that has printed its first line."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    # Unbuffered: what communicate() reads later must not be in our hands by then.
     process = subprocess.Popen(
-        [sys.executable, __file__, *words], stdout=subprocess.PIPE, env=environment
+        [sys.executable, __file__, *words], stdout=subprocess.PIPE, env=environment, bufsize=0
     )
     assert process.stdout is not None
     process.first = process.stdout.readline()  # type: ignore[attr-defined]

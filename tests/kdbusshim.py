@@ -5,18 +5,14 @@ Invariant: what is served here ends again, whatever a test did: the server has a
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import nativeserver
+from foreground import TIME_TO_LIVE
 
 from jitney.kdbus import preload
-
-TIME_TO_LIVE = 50
 
 
 def why_not() -> str:
@@ -31,12 +27,5 @@ def served(path: Path, time_to_live: int = TIME_TO_LIVE) -> Iterator[tuple[Path,
     """A directory of `jitney sockets`, and the environment of programs that are to use it."""
     shim = preload.library()
     assert shim is not None
-    with nativeserver.served(path) as server:
-        # Not a test's measure: it only makes sure that nobody waits for ever.
-        words = ["sh", "-c", f"sleep {time_to_live}; kill -KILL {server.pid}"]
-        killer = subprocess.Popen(words, start_new_session=True)
-        try:
-            yield path, preload.environment(shim)
-        finally:
-            os.killpg(killer.pid, signal.SIGKILL)
-            killer.wait()
+    with nativeserver.served(path, time_to_live=time_to_live):
+        yield path, preload.environment(shim)

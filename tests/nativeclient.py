@@ -6,7 +6,6 @@ Invariant: nothing of our own server is imported here; what it shares with the f
 from __future__ import annotations
 
 import array
-import errno
 import mmap
 import os
 import socket
@@ -15,7 +14,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-from kdbuskit import Got, command, item, message, text, u64
+from kdbuskit import Errno, Got, command, item, message, text, u64
 
 from jitney.broker.kdbus import constants as c
 
@@ -32,12 +31,6 @@ WAKE, MESSAGE = 0x8200, 0x8201
 OUTBOX = 1 << 63
 POOL = 1 << 20
 QUIET = 1
-
-
-class Errno(Exception):
-    def __init__(self, number: int) -> None:
-        super().__init__(errno.errorcode.get(number, str(number)))
-        self.errno = number
 
 
 class Frame:

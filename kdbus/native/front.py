@@ -33,6 +33,7 @@ from .lines import PATIENCE, CommandLines, Paused, Stalled
 from .peer import Opened, Peer
 from .purse import Purse
 from .reading import TURN, Reading
+from .root import Root
 from .serve import Server
 from .slots import FrontSlots
 from .sysio import Poll, Reader
@@ -49,10 +50,12 @@ _READ = select.EPOLLIN
 class Front(Server, Reading, FrontSlots):
     """`directory`: where the sockets are; `stream`: SOCK_STREAM instead of SOCK_SEQPACKET."""
 
-    def __init__(self, domain: Domain, directory: str, stream: bool = False) -> None:
+    def __init__(self, domain: Domain, directory: str | Root, stream: bool = False) -> None:
         super().__init__()
         self.domain = domain
         self.directory = directory
+        # Who may make buses: all users, where we serve all.
+        self.control_mode = 0o666 if os.geteuid() == 0 else 0o600
         self.stream = stream
         self.jobs = Jobs()
         self.tokens: dict[bytes, Opened] = {}
@@ -91,26 +94,40 @@ class Front(Server, Reading, FrontSlots):
             self.poll = select.epoll()
         self.ready = Poll(self.poll)
         kind = socket.SOCK_STREAM if self.stream else socket.SOCK_SEQPACKET
+        domain = self.domain
         try:
-            self.tree = Tree(self.directory, kind, self.opened, self.closed)
+            self.show(kind)
         except BaseException:
             if waits:
                 loop.release()
             self.poll.close()
             raise
-        domain = self.domain
         self.deadlines = Deadlines(domain, loop)
         self.before = (domain.changed, domain.made, domain.removed)
         domain.changed = self.deadline_changed
         domain.made = self.tree.made
         domain.removed = self.tree.removed
-        for bus in list(domain.buses.values()):
-            self.tree.made(bus, None)
-            for endpoint in list(bus.endpoints.values()):
-                if endpoint.custom:
-                    self.tree.made(bus, endpoint)
         if not waits:
             loop.add_reader(self.poll.fileno(), self.round)
+
+    def show(self, kind: int) -> None:
+        """Makes all nodes that there are to be."""
+        root = self.directory
+        if not isinstance(root, Root):
+            root = Root(root, kind)
+        try:
+            self.tree = Tree(root, self.opened, self.closed, self.control_mode)
+            for bus in list(self.domain.buses.values()):
+                self.tree.made(bus, None)
+                for endpoint in list(bus.endpoints.values()):
+                    if endpoint.custom:
+                        self.tree.made(bus, endpoint)
+        except KdbusError as error:
+            root.close()
+            raise OSError(error.errno, os.strerror(error.errno), root.path) from error
+        except BaseException:
+            root.close()
+            raise
 
     def close(self) -> None:
         """Ends all clients, and takes the sockets away."""
@@ -137,7 +154,10 @@ class Front(Server, Reading, FrontSlots):
     def call(self, what: Any, *arguments: Any) -> None:
         """On the loop's thread, soon."""
         try:
-            self.loop.call_soon_threadsafe(what, *arguments)
+            if self.here():
+                self.loop.call_soon(what, *arguments)
+            else:
+                self.loop.call_soon_threadsafe(what, *arguments)
         except RuntimeError:
             pass  # the loop has ended
 
@@ -249,8 +269,6 @@ class Front(Server, Reading, FrontSlots):
             for peer in stalled:
                 peer.paused = None
                 self.rearm(peer)
-                if not peer.dead and peer.part:
-                    self.turn(peer)
             self.tell_all()
 
     def rearm(self, peer: Peer) -> None:
@@ -349,8 +367,6 @@ class Front(Server, Reading, FrontSlots):
         self.rearm(peer)
         if peer.is_first:
             self.note(peer.handle)
-        if peer.part:
-            self.turn(peer)
 
     # Command lines
 
@@ -380,8 +396,6 @@ class Front(Server, Reading, FrontSlots):
             peer.paused = None
             self.rearm(peer)
             self.serve(peer, memoryview(paused.frame), paused.fds, paused.said, paused.lost_fds)
-            if not peer.dead and peer.part:
-                self.turn(peer)
             self.tell_all()
 
     # News

@@ -42,53 +42,46 @@ class Reading:
     def drain_stream(self, peer: Peer) -> None:
         """The same where frames have no ends of their own."""
         for _ in range(TURN):
-            if not self.take_apart(peer) or peer.owed or peer.dead or peer.paused is not None:
+            if peer.owed or peer.dead or peer.paused is not None or not self.read_frame(peer):
                 return
+            view, peer.part = memoryview(peer.part), bytearray()
+            fds, peer.part_fds = peer.part_fds, []
+            lost, peer.part_lost = peer.part_lost, False
+            self.serve(peer, view, fds, peer.part_said, lost)
+
+    def read_frame(self, peer: Peer) -> bool:
+        """Reads what there is of a frame, and nothing beyond its end: so what comes along with its
+        bytes is its own. Whether it is whole."""
+        part = peer.part
+        while True:
+            size = f.HEAD
+            if len(part) >= f.HEAD:
+                size = int.from_bytes(part[:4], "little")
+                if size < f.HEAD or size > f.FRAME_MAX:
+                    self.lose(peer)
+                    return False
+                if len(part) == size:
+                    return True
             try:
-                # It may be long, but no longer than a frame: whole ones are served at once.
-                data, ancillary, flags, _ = peer.sock.recvmsg(f.FRAME_MAX, _ROOM, _CLOEXEC)
+                data, ancillary, flags, _ = peer.sock.recvmsg(size - len(part), _ROOM, _CLOEXEC)
             except (BlockingIOError, InterruptedError):
-                return
+                return False
             except OSError:
                 data, ancillary, flags = b"", [], 0
+            said = None
             for level, kind, rights in ancillary:
                 if kind == _CREDENTIALS:
-                    peer.part_said = rights
+                    said = rights
                 elif kind == _RIGHTS and level == _SOL:
                     peer.part_fds += self.numbers(rights)
             peer.part_lost = peer.part_lost or bool(flags & _CTRUNC)
-            if not data or len(peer.part_fds) > f.FDS_MAX:
-                self.lose(peer)
-                return
-            peer.part += data
-        self.take_apart(peer)
-
-    def take_apart(self, peer: Peer) -> bool:
-        """Serves the whole frames of what was read; False if there are some left."""
-        part = peer.part
-        at = 0
-        left = len(part)
-        stopped = False
-        while left >= f.HEAD:
-            length = int.from_bytes(part[at : at + 4], "little")
-            if length < f.HEAD or length > f.FRAME_MAX:
+            # A frame that several have a part in is nobody's.
+            mixed = len(part) > 0 and said != peer.part_said
+            if not data or mixed or len(peer.part_fds) > f.FDS_MAX:
                 self.lose(peer)
                 return False
-            if length > left:
-                break
-            if peer.owed or peer.paused is not None:
-                stopped = True
-                break
-            fds, peer.part_fds = peer.part_fds, []
-            lost, peer.part_lost = peer.part_lost, False
-            self.serve(peer, memoryview(part[at : at + length]), fds, peer.part_said, lost)
-            if peer.dead:
-                return False
-            at += length
-            left -= length
-        if at:
-            peer.part = part[at:]
-        return not stopped
+            peer.part_said = said
+            part += data
 
     def numbers(self, data: bytes) -> list[int]:
         return memoryview(data)[: len(data) & ~3].cast("i").tolist()

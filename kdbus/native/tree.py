@@ -1,19 +1,15 @@
-"""Tree: the directory with a listening socket for each node.
+"""Tree: a listening socket for each node of a domain.
 
 Invariant: a node is there before whoever made it is told so, and gone before its bus or endpoint
-is. Directories belong to the server, so that what it does in them by name is done to its own
-sockets; each socket has the owner and mode that kdbus gives the node, before it listens.
-
-The directory is locked (flock) as long as it is served: what else is in it was left by the dead.
+is. Directories belong to the server (see `root`); each socket has the owner and mode that kdbus
+gives the node, before it listens.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import socket
-import stat
 from collections.abc import Callable
 from typing import Any
 
@@ -21,9 +17,7 @@ from jitney.broker.kdbus.bus import Bus
 from jitney.broker.kdbus.endpoint import Endpoint
 from jitney.broker.kdbus.errors import KdbusError
 
-BACKLOG = 1024
-PATH_MAX = 107
-"""A socket's address has no room for more."""
+from .root import CONTROL, Root
 
 
 class Node:
@@ -36,99 +30,26 @@ class Node:
 
 
 class Tree:
-    """`opened(node)` and `closed(node)` tell of each node that comes and goes."""
+    """`opened(node)` and `closed(node)` tell of each node that comes and goes. `control`: the mode
+    of the control node."""
 
     def __init__(
         self,
-        path: str,
-        kind: int,
+        root: Root,
         opened: Callable[[Node], None],
         closed: Callable[[Node], None],
+        control: int,
     ) -> None:
-        self.path = os.path.abspath(path)
-        self.kind = kind
+        self.root = root
         self.opened = opened
         self.closed = closed
-        self.all_users = os.geteuid() == 0
         self.nodes: dict[Any, Node] = {}
         self.folders: dict[Bus, int] = {}
-        self.made_root = False
-        try:
-            os.mkdir(self.path)
-            os.chmod(self.path, 0o755)
-            self.made_root = True
-        except FileExistsError:
-            pass
-        self.root = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            self.take()
-            self.listen(self.root, b"control", None, 0o666 if self.all_users else 0o600)
-        except BaseException:
-            os.close(self.root)
-            raise
-
-    def take(self) -> None:
-        """Makes sure that it is ours alone, and empty."""
-        found = os.fstat(self.root)
-        if found.st_uid != os.geteuid() or found.st_mode & 0o022:
-            raise OSError(errno.EPERM, "others may write to this directory", self.path)
-        try:
-            fcntl.flock(self.root, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise OSError(errno.EADDRINUSE, "served by another process", self.path) from error
-        for name in os.listdir(self.root):
-            mode = os.stat(name, dir_fd=self.root, follow_symlinks=False).st_mode
-            if stat.S_ISSOCK(mode):
-                os.unlink(name, dir_fd=self.root)
-            elif stat.S_ISDIR(mode):
-                self.remove_folder(os.fsencode(name))
-
-    def remove_folder(self, name: bytes) -> None:
-        """With the sockets in it; if there is something else, it stays."""
-        try:
-            fd = os.open(
-                name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.root
-            )
-            try:
-                for entry in os.listdir(fd):
-                    if stat.S_ISSOCK(os.stat(entry, dir_fd=fd, follow_symlinks=False).st_mode):
-                        os.unlink(entry, dir_fd=fd)
-            finally:
-                os.close(fd)
-            os.rmdir(name, dir_fd=self.root)
-        except OSError:
-            pass
+        self.add(root.socket(root.fd, b"", CONTROL, control), None)
 
     # Nodes
 
-    def listen(self, folder: int, name: bytes, endpoint: Endpoint | None, mode: int) -> None:
-        sock = socket.socket(socket.AF_UNIX, self.kind)
-        try:
-            sock.setblocking(False)
-            where = self.path.encode() if folder == self.root else None
-            if endpoint is not None:
-                where = os.path.join(self.path.encode(), endpoint.bus.name)
-            address = os.path.join(where or b"", name)
-            if len(address) > PATH_MAX:
-                address = b"/proc/self/fd/%d/%s" % (folder, name)
-            sock.bind(address)
-            try:
-                # Nobody can connect before it listens, and nobody else writes to this directory.
-                os.chmod(name, mode, dir_fd=folder)
-                if endpoint is not None:
-                    owner = (endpoint.uid, endpoint.gid)
-                    if owner != (os.geteuid(), os.getegid()):
-                        os.chown(name, *owner, dir_fd=folder, follow_symlinks=False)
-                        os.chmod(name, mode, dir_fd=folder)
-                if hasattr(socket, "SO_PASSCRED"):
-                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-                sock.listen(BACKLOG)
-            except BaseException:
-                os.unlink(name, dir_fd=folder)
-                raise
-        except BaseException:
-            sock.close()
-            raise
+    def add(self, sock: socket.socket, endpoint: Endpoint | None) -> None:
         node = self.nodes[endpoint] = Node(sock, endpoint)
         self.opened(node)
 
@@ -136,15 +57,13 @@ class Tree:
         """The domain has one more; KdbusError if it cannot be shown."""
         try:
             if endpoint is None:
-                os.mkdir(bus.name, 0o755, dir_fd=self.root)
-                self.folders[bus] = os.open(
-                    bus.name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.root
-                )
-                os.fchmod(self.folders[bus], 0o755)
+                self.folders[bus] = self.root.folder(bus.name)
                 endpoint = bus.default
-            self.listen(self.folders[bus], endpoint.name, endpoint, endpoint.mode)
+            folder, owner = self.folders[bus], (endpoint.uid, endpoint.gid)
+            sock = self.root.socket(folder, bus.name, endpoint.name, endpoint.mode, owner)
         except OSError as error:
             raise KdbusError(error.errno or errno.EIO) from error
+        self.add(sock, endpoint)
 
     def removed(self, bus: Bus, endpoint: Endpoint | None) -> None:
         if endpoint is not None:
@@ -157,7 +76,7 @@ class Tree:
         if folder is not None:
             os.close(folder)
             try:
-                os.rmdir(bus.name, dir_fd=self.root)
+                os.rmdir(bus.name, dir_fd=self.root.fd)
             except OSError:
                 pass
 
@@ -177,10 +96,4 @@ class Tree:
                 self.removed(bus, endpoint)
             self.removed(bus, None)
         self.drop(self.nodes.pop(None))
-        self.unlink(b"control", self.root)
-        os.close(self.root)
-        if self.made_root:
-            try:
-                os.rmdir(self.path)
-            except OSError:
-                pass
+        self.root.close()

@@ -33,6 +33,7 @@ NEVER = (1 << 63) - 1
 """A deadline, for those who wait as long as it takes."""
 
 _REPLIES = (classic.METHOD_RETURN, classic.ERROR)
+_BYTES = (bytes, bytearray, memoryview)
 
 
 class SharedFd:
@@ -123,7 +124,8 @@ def payload(message: Message) -> bytes:
     out: list[Any] = []
     for part in message.parts:
         if part[0] == DATA:
-            out.append(part[1])
+            # What is still in a sender's outbox is copied now.
+            out.append(part[1] if isinstance(part[1], _BYTES) else bytes(part[1]))
         elif part[0] == ZEROS:
             out.append(bytes(part[1]))
         elif part[0] == MEMFD:

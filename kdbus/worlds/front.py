@@ -17,6 +17,7 @@ from jitney.broker.kdbus.bus import Bus
 from jitney.broker.kdbus.domain import Domain
 from jitney.broker.kdbus.metadata import Caller, Creds, Facts
 from jitney.broker.match import Rule
+from jitney.broker.message import NO_AUTO_START, SIGNAL
 
 from .. import bloom
 from . import forms
@@ -92,8 +93,13 @@ class Worlds(Outward, Inward):
         # What comes from kdbus its monitors have seen, and what the driver says they are told.
         if sender is None or sender.taker is not None or not sender.id:
             return
+        to = self.core.lookup(msg.destination) if msg.destination is not None else None
+        unowned = to is None and (msg.type != SIGNAL or msg.destination is not None)
+        if unowned:
+            to = self.standing_in(msg)
+            if to is None:
+                return
         try:
-            to = self.core.lookup(msg.destination) if msg.destination is not None else None
             message = forms.to_kdbus(self.bus, msg, self.guest(sender), to)
         except Exception:
             for conn in self.bus.monitors.values():
@@ -101,6 +107,18 @@ class Worlds(Outward, Inward):
             return
         self.bus.eavesdrop(message)
         message.drop()
+
+    def standing_in(self, msg: Any) -> Any:
+        """Who takes a message to a name without an owner. None, too, for the driver, which is
+        nobody in kdbus's world, and for what is refused: there it would never have been on the bus.
+        """
+        name = msg.destination
+        if name is None or msg.flags & NO_AUTO_START:
+            return None
+        entry = self.core.names.get(name)
+        if entry is not None and self.bus.is_own(entry.activator):
+            return entry.activator
+        return self.nobody if self.startable(name) else None
 
 
 class Front:

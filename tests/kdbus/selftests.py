@@ -146,7 +146,9 @@ def run_one(program: Path, root: Path, name: str, logs: Path, environment: Envir
     return last[0].rpartition(b": ")[2].decode() if last else "NOTHING"
 
 
-def run_benchmarks(program: Path, root: Path, environment: Environment) -> dict[str, str]:
+def run_benchmarks(
+    program: Path, root: Path, logs: Path, environment: Environment
+) -> dict[str, str]:
     """Which only end when all tests are run in a row."""
     words = [str(program), "--root", str(root), "--tap"]
     done = subprocess.run(words, capture_output=True, timeout=240, check=False, env=environment)
@@ -155,6 +157,7 @@ def run_benchmarks(program: Path, root: Path, environment: Environment) -> dict[
         for name in BENCHMARKS:
             if line.endswith(f"({name})"):
                 results[name] = "OK" if line.startswith("ok") else "ERROR"
+                (logs / name).write_bytes(done.stdout + done.stderr)
     return results
 
 
@@ -187,7 +190,7 @@ def run(
                 if results[name] in ("OK", "SKIPPED") or (front == "fuse" and name in IMPOSSIBLE):
                     break
         if benchmarks:
-            results.update(run_benchmarks(program, root, environment))
+            results.update(run_benchmarks(program, root, logs, environment))
     return results
 
 

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import kernel
 import pytest
+from foreground import RUN
 from kdbuskit import bloom, command, item, message, text, u64
 from kdbusmount import (
     ASK_NOTHING,
     POOL,
-    RUN,
     Bus,
     Errno,
     Mounted,

@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 import kdbusshim
-import nativeserver
 import pytest
+from foreground import RUN
 
 from jitney.kdbus import preload
 
@@ -85,7 +85,7 @@ def test_the_bus_ends(tmp_path: Path) -> None:
 
 def test_command(tmp_path: Path) -> None:
     """`jitney preload` says where the library is, and runs a program with it."""
-    jitney = [sys.executable, "-c", nativeserver.RUN, "preload"]
+    jitney = [sys.executable, "-c", RUN, "preload"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     said = subprocess.run(
         [*jitney, "--print"], env=environment, capture_output=True, text=True, check=True

@@ -6,6 +6,7 @@ import asyncio
 import errno as e
 import mmap
 import os
+import signal
 import socket
 import struct
 import threading
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 from kdbuskit import command, item, message, text, u64
 from nativeclient import HEAD, OPS, POOL, Bus, Peer, Socket, answered, request
-from nativeserver import served
+from nativeserver import Server, served
 
 from jitney.broker.kdbus import constants as c
 from jitney.broker.kdbus.domain import Domain
@@ -27,22 +28,25 @@ STREAM = socket.SOCK_STREAM
 
 
 @pytest.fixture
-def stream(tmp_path: Path) -> Iterator[Path]:
-    """A bus on streams; when the test is done, it must still serve others."""
+def server(tmp_path: Path) -> Iterator[Server]:
     with served(tmp_path / "kdbus", "--stream") as running:
-        control = Socket(running.path / "control", STREAM)
-        name = b"%d-test" % os.geteuid()
-        items = text(c.ITEM_MAKE_NAME, name) + item(c.ITEM_BLOOM_PARAMETER, u64(64, 1))
-        control.do("BUS_MAKE", command("BUS_MAKE", c.ACCESS_WORLD, items=items))
-        yield running.path / name.decode() / "bus"
-        a, b = (
-            peer(running.path / name.decode() / "bus"),
-            peer(running.path / name.decode() / "bus"),
-        )
-        assert a.say(b.id, b"are you there").error == 0
-        b.wait()
-        assert b.recv().payload == b"are you there"
-        control.close()
+        yield running
+
+
+@pytest.fixture
+def stream(server: Server) -> Iterator[Path]:
+    """A bus on streams; when the test is done, it must still serve others."""
+    control = Socket(server.path / "control", STREAM)
+    name = b"%d-test" % os.geteuid()
+    items = text(c.ITEM_MAKE_NAME, name) + item(c.ITEM_BLOOM_PARAMETER, u64(64, 1))
+    control.do("BUS_MAKE", command("BUS_MAKE", c.ACCESS_WORLD, items=items))
+    path = server.path / name.decode() / "bus"
+    yield path
+    a, b = peer(path), peer(path)
+    assert a.say(b.id, b"are you there").error == 0
+    b.wait()
+    assert b.recv().payload == b"are you there"
+    control.close()
 
 
 def peer(path: Path, **more: Any) -> Peer:
@@ -97,6 +101,54 @@ def test_descriptors(stream: Path) -> None:
     for end in ends:
         (fd,) = two.push().fds
         assert os.fstat(fd).st_ino == os.fstat(end).st_ino
+
+
+def test_descriptors_of_frames_that_are_read_at_once(stream: Path, server: Server) -> None:
+    """Each comes with its own frame, whatever the kernel has in one piece."""
+    one, two = peer(stream), peer(stream, credit=50)
+    fds = item(c.ITEM_FDS, struct.pack("<i", 0))
+    plain = request(OPS["LIST"], command("LIST", 15), 9)
+    with_fd = request(OPS["SEND"], command("SEND", 0, u64(80)) + message(two.id, fds, cookie=1), 10)
+    ends = [os.pipe() for _ in range(5)]
+    stopped(server.pid)
+    for near, far in ends:
+        one.raw(plain)
+        one.raw(with_fd, (near,))
+        one.raw(with_fd[:50], (far,))
+        one.raw(with_fd[50:] + plain)
+    os.kill(server.pid, signal.SIGCONT)
+    answers = [one.get() for _ in range(4 * len(ends))]
+    assert [(frame.serial, frame.error) for frame in answers] == [
+        (9, 0),
+        (10, 0),
+        (10, 0),
+        (9, 0),
+    ] * 5
+    for pair in ends:
+        for end in pair:
+            (fd,) = two.push().fds
+            assert os.fstat(fd).st_ino == os.fstat(end).st_ino
+            assert os.get_blocking(fd) == os.get_blocking(end)
+            os.close(fd)
+            os.close(end)
+
+
+def stopped(pid: int) -> None:
+    os.kill(pid, signal.SIGSTOP)
+    while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+        pass
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="is another user only as root")
+def test_a_frame_of_two_senders_is_none(stream: Path) -> None:
+    """Who has somebody else's socket cannot have them send what he began."""
+    one = peer(stream)
+    frame = request(OPS["LIST"], command("LIST", 15), 9)
+    other = struct.pack("=iII", os.getpid(), 1000, 1000)
+    one.sock.sendmsg([frame[:30]], [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, other)])
+    one.raw(frame[30:])
+    with pytest.raises((EOFError, ConnectionResetError)):
+        one.get()
 
 
 def test_answers_that_are_not_read(stream: Path) -> None:

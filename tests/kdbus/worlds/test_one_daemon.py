@@ -1,162 +1,89 @@
-"""A real daemon with a FUSE mount: programs of both worlds on one bus.
+"""A real daemon with a FUSE mount, with sockets, or both: programs of both worlds on one bus.
 
-Invariant: the classic clients are sockets, busctl and dbus-fast, those of kdbus give ioctls; nobody
-here shares anything with the daemon but the bus.
+Invariant: the classic clients are sockets, busctl and dbus-fast, those of kdbus as in
+`worldsdaemon.py`; nobody here shares anything with the daemon but the bus. Those who share one
+daemon leave nothing of themselves on it. Who may, and what cannot be, is in `test_places.py`.
 """
 
 from __future__ import annotations
 
-import ctypes
+import asyncio
 import errno
 import os
 import shutil
-import signal
 import struct
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import buses
+import kdbusshim
 import pytest
-from kdbuskit import Got, access, command, item, message, text, u64
-from kdbusmount import RUN, Errno, Peer, ioctl, is_mounted, why_not
-from rawclient import RawClient, Received
+from foreground import RUN
+from kdbuskit import Errno, item, u64
+from rawclient import RawClient
+from worldsdaemon import (
+    CALL,
+    NAME,
+    TEST_WITH_SHIM,
+    WAYS,
+    Both,
+    eventually,
+    only,
+    started,
+)
 from worldskit import dbus2, parsed, values
 
 from jitney.broker.kdbus import constants as c
 from jitney.broker.match import Rule
 from jitney.compat import wire
-from jitney.kdbus import bloom, matches, transcode
-from jitney.kdbus.transcode import Dbus2Message
-
-pytestmark = pytest.mark.skipif(bool(why_not()), reason=f"kdbusfs: {why_not()}")
-
-NAME = b"com.example.Name"
-CALL: dict[str, Any] = {"path": b"/a", "interface": b"com.example.I", "member": b"M"}
-FAR = 1 << 62
+from jitney.kdbus import preload
 
 
-class Kdbus(Peer):
-    """A kdbus client that speaks sd-bus's form."""
-
-    def say(self, said: Dbus2Message, timeout: int = FAR, sync: bool = False) -> bytes:  # type: ignore[override]
-        envelope = transcode.envelope_of(said)
-        items, kept = b"", []
-        for part in filter(None, transcode.lay(said)):
-            buffer = ctypes.create_string_buffer(part, len(part))
-            kept.append(buffer)
-            items += item(c.ITEM_PAYLOAD_VEC, u64(len(part), ctypes.addressof(buffer)))
-        if envelope.dst_name is not None:
-            items += text(c.ITEM_DST_NAME, envelope.dst_name)
-        if envelope.flags & c.SIGNAL:
-            items += item(c.ITEM_BLOOM_FILTER, u64(0) + bloom.filter_of(said))
-        data = message(
-            envelope.dst_id,
-            items,
-            envelope.flags,
-            envelope.cookie,
-            timeout if envelope.flags & c.EXPECT_REPLY else envelope.cookie_reply,
-            payload_type=transcode.PAYLOAD_DBUS,
-        )
-        return self.send(data, c.SEND_SYNC_REPLY if sync else 0)
-
-    def call(self, to: bytes, cookie: int = 1, **more: Any) -> bytes:
-        sending = {key: more.pop(key) for key in ("timeout", "sync") if key in more}
-        return self.say(dbus2(wire.CALL, cookie, destination=to, **CALL, **more), **sending)
-
-    def hear(self) -> Dbus2Message:
-        return parsed(self.recv(), self.id)
-
-    def reply(self, said: Dbus2Message, **more: Any) -> bytes:
-        return self.say(
-            dbus2(wire.RETURN, 99, reply_cookie=said.cookie, destination=said.sender, **more)
-        )
-
-    def listen(self, rule: Rule) -> None:
-        for match in matches.of_rule(rule):
-            self.do("MATCH_ADD", 0, u64(1), b"".join(item(one.type, one.data) for one in match))
-
-    def acquire(self, name: bytes) -> None:
-        self.do("NAME_ACQUIRE", items=text(c.ITEM_NAME, name))
-
-    @property
-    def name(self) -> bytes:
-        return b":1.%d" % self.id
-
-
-class Both:
-    """The daemon, and who is on its bus."""
-
-    def __init__(self, daemon: buses.Daemon, tree: Path) -> None:
-        self.daemon = daemon
-        self.tree = tree
-        self.address = daemon.address
-        self.closing: list[Any] = []
-        self.path = tree / f"{os.geteuid()}-user" / "bus"
-
-    def kdbus(self, **more: Any) -> Kdbus:
-        peer = Kdbus(self.path, **more)
-        self.closing.append(peer)
-        return peer
-
-    def classic(self, **more: Any) -> RawClient:
-        client = RawClient(self.address, **more)
-        self.closing.append(client)
-        client.hello()
-        assert only(client, "NameAcquired")
-        return client
-
-    @property
-    def log(self) -> str:
-        return (self.daemon.directory / "log").read_text()
-
-
-@contextmanager
-def started(tmp_path: Path, **more: Any) -> Iterator[Both]:
-    tree = tmp_path / "kdbus"
-    words = [*buses.jitney_command(), f"--kdbus-mount={tree}"]
-    with buses.running(words, **more) as daemon:
-        # Not a test's measure: it only makes sure that nobody waits for ever.
-        killer = subprocess.Popen(
-            ["sh", "-c", f"sleep 50; kill -KILL {daemon.pid}"], start_new_session=True
-        )
-        both = Both(daemon, tree)
-        try:
-            yield both
-        finally:
-            for one in both.closing:
-                one.close()
-            os.killpg(killer.pid, signal.SIGKILL)
-            killer.wait()
-    assert eventually(lambda: not is_mounted(tree))
-
-
-def eventually(true: Callable[[], object], seconds: float = 10) -> bool:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if true():
-            return True
-        time.sleep(0.02)
-    return False
-
-
-@pytest.fixture
-def both(tmp_path: Path) -> Iterator[Both]:
-    with started(tmp_path) as found:
+@pytest.fixture(scope="module", params=WAYS)
+def daemon(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    with started(tmp_path_factory.mktemp("worlds") / "kdbus", request.param) as found:
         yield found
 
 
-def only(client: RawClient, member: str | None = None) -> Received:
-    got = client.receive()
-    assert got is not None
-    if member is not None:
-        assert got.member == member, got
-    return got
+@pytest.fixture
+def both(daemon: Both) -> Iterator[Both]:
+    yield daemon
+    daemon.clear()
+
+
+@pytest.fixture
+def passing(both: Both) -> Both:
+    """The same where kdbus's clients get descriptors."""
+    if both.way == "mount":
+        pytest.skip("FUSE cannot give a descriptor to who receives")
+    return both
+
+
+@pytest.mark.skipif(TEST_WITH_SHIM in os.environ, reason="is the one")
+@pytest.mark.skipif(bool(kdbusshim.why_not()), reason=f"the shim: {kdbusshim.why_not()}")
+def test_with_the_shim() -> None:
+    """All of these again, where programs that give ioctls are on sockets."""
+    shim = preload.library()
+    assert shim is not None
+    paths = os.pathsep.join(path for path in sys.path if path)
+    environment = {**preload.environment(shim), TEST_WITH_SHIM: "1", "PYTHONPATH": paths}
+    words = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        "shim]",
+        __file__,
+    ]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_tree(both: Both) -> None:
@@ -166,8 +93,8 @@ def test_the_tree(both: Both) -> None:
     assert (status.st_uid, status.st_mode & 0o777) == (uid, 0o600)
     assert os.stat(both.tree / "control").st_mode & 0o777 == 0o600
     a, b, d = both.classic(), both.kdbus(), both.classic()
-    numbers = [int(a.unique_name[3:]), b.id, int(d.unique_name[3:])]
-    assert numbers == [2, 3, 4]
+    first = int(a.unique_name[3:])
+    assert (b.id, int(d.unique_name[3:])) == (first + 1, first + 2)
 
 
 def test_calls_both_ways(both: Both) -> None:
@@ -211,8 +138,7 @@ def test_a_synchronous_call_is_answered_by_a_socket(both: Both) -> None:
     server.start()
     data = peer.call(classic.unique_name.encode(), sync=True)
     server.join()
-    offset, size = struct.unpack_from("<QQ", data, 32)
-    assert values(parsed(Got(peer.map[offset : offset + size]), peer.id)) == ["at once"]
+    assert values(peer.answer_in(data)) == ["at once"]
 
 
 def test_deadline_and_ends(both: Both) -> None:
@@ -238,7 +164,7 @@ def test_names_and_signals(both: Both) -> None:
     classic, peer = both.classic(), both.kdbus()
     classic.reply_to(classic.driver(b"AddMatch", "s", "type='signal'"))
     peer.listen(Rule(type=4, interface=b"com.example.I"))
-    peer.do("MATCH_ADD", 0, u64(2), item(c.ITEM_NAME_ADD, u64(c.MATCH_ANY, 0, c.MATCH_ANY, 0)))
+    peer.give("MATCH_ADD", 0, u64(2), item(c.ITEM_NAME_ADD, u64(c.MATCH_ANY, 0, c.MATCH_ANY, 0)))
     peer.acquire(NAME)
     changed = only(classic, "NameOwnerChanged")
     assert changed.body == [NAME.decode(), "", peer.name.decode()]
@@ -274,22 +200,93 @@ def test_credentials_either_way(both: Both) -> None:
 def test_descriptors_from_kdbus(both: Both) -> None:
     classic, peer = both.classic(), both.kdbus()
     near, far = os.pipe()
-    said = dbus2(
-        wire.CALL, 3, destination=classic.unique_name.encode(), n_fds=1, signature=b"h",
-        values=[0], **CALL,
-    )  # fmt: skip
-    buffer = b"".join(transcode.lay(said))
-    kept = ctypes.create_string_buffer(buffer, len(buffer))
-    items = item(c.ITEM_PAYLOAD_VEC, u64(len(buffer), ctypes.addressof(kept)))
-    items += item(c.ITEM_FDS, struct.pack("<i", far))
-    number = int(classic.unique_name[3:])
-    peer.send(message(number, items, c.EXPECT_REPLY, 3, FAR, payload_type=transcode.PAYLOAD_DBUS))
+    peer.call(classic.unique_name.encode(), 3, signature=b"h", values=[0], fds=[far])
     os.close(far)
     got = only(classic, "M")
     os.write(got.fds[0], b"through")
     assert os.read(near, 10) == b"through"
     got.close_fds()
+    # That was the last one who had it.
+    assert os.read(near, 10) == b""
     os.close(near)
+
+
+def test_descriptors_to_kdbus(passing: Both) -> None:
+    classic, peer = passing.classic(), passing.kdbus()
+    near, far = os.pipe()
+    serial = classic.message(
+        destination=peer.name, **CALL, signature="ah", values=[[0, 0]], fds=[far]
+    )
+    os.close(far)
+    said = peer.hear()
+    assert values(said) == [[0, 0]]
+    (fd,) = peer.descriptors()
+    os.write(fd, b"through")
+    assert os.read(near, 10) == b"through"
+    os.close(fd)
+    assert os.read(near, 10) == b""
+    # And back, in an answer.
+    peer.reply(said, fds=[near], signature=b"h", values=[0])
+    answer = classic.reply_to(serial)
+    assert os.fstat(answer.fds[0]).st_ino == os.fstat(near).st_ino
+    answer.close_fds()
+    os.close(near)
+
+
+def test_descriptors_in_an_answer_at_once(passing: Both) -> None:
+    classic, peer = passing.classic(), passing.kdbus()
+    near, far = os.pipe()
+
+    def serve() -> None:
+        got = only(classic, "M")
+        classic.message(
+            wire.RETURN, destination=peer.name, reply_serial=got.serial, signature="h",
+            values=[0], fds=[far],
+        )  # fmt: skip
+
+    server = threading.Thread(target=serve)
+    server.start()
+    data = peer.call(classic.unique_name.encode(), sync=True)
+    server.join()
+    os.close(far)
+    got = peer.slice(*struct.unpack_from("<QQ", data, 32))
+    numbers = got.get(c.ITEM_FDS)
+    assert numbers is not None
+    fd = peer.fds[0] if passing.way == "sockets" else struct.unpack("<i", numbers)[0]
+    os.write(fd, b"x")
+    os.close(fd)
+    assert os.read(near, 2) == b"x"
+    assert os.read(near, 2) == b""
+    os.close(near)
+
+
+def test_who_takes_no_descriptors(both: Both) -> None:
+    classic, peer = both.classic(), both.kdbus(flags=0)
+    near, far = os.pipe()
+    serial = classic.message(destination=peer.name, **CALL, signature="h", values=[0], fds=[far])
+    assert classic.reply_to(serial).error_name == "org.freedesktop.DBus.Error.NotSupported"
+    without = both.classic(fds=False)
+    with pytest.raises(Errno) as caught:
+        peer.call(without.unique_name.encode(), signature=b"h", values=[0], fds=[far])
+    assert caught.value.errno == errno.ECOMM
+    os.close(far)
+    # What could not be passed was let go of.
+    assert os.read(near, 1) == b""
+    os.close(near)
+
+
+@pytest.mark.parametrize("memfd", [False, True])
+def test_long_bodies(both: Both, memfd: bool) -> None:
+    """By memory, in a memfd or an outbox, as the way has it."""
+    classic, peer = both.classic(), both.kdbus()
+    text = "long " * 20000
+    peer.call(classic.unique_name.encode(), 5, signature=b"s", values=[text], memfd=memfd)
+    got = only(classic, "M")
+    assert got.body == [text]
+    classic.message(
+        wire.RETURN, destination=peer.name, reply_serial=got.serial, signature="s", values=[text]
+    )
+    assert values(peer.hear()) == [text]
 
 
 def test_busctl_talks_to_kdbus(both: Both) -> None:
@@ -326,6 +323,36 @@ async def test_dbus_fast_talks_to_kdbus(both: Both) -> None:
     bus.disconnect()
 
 
+async def test_dbus_fast_serves_kdbus(both: Both) -> None:
+    fast = pytest.importorskip("dbus_fast")
+    from dbus_fast.aio import MessageBus
+
+    bus = await MessageBus(bus_address=both.address, negotiate_unix_fd=True).connect()
+    await bus.request_name(NAME.decode())
+
+    def serve(msg: Any) -> Any:
+        if msg.member != "M":
+            return None
+        if msg.body == ["no"]:
+            return fast.Message.new_error(msg, "com.example.Error.No", "never")
+        bus.send(fast.Message.new_signal("/a", "com.example.I", "S", "s", msg.body))
+        return fast.Message.new_method_return(msg, "s", ["from dbus-fast"])
+
+    bus.add_message_handler(serve)
+    peer = both.kdbus()
+    peer.listen(Rule(type=4, interface=b"com.example.I", sender=NAME))
+
+    def use() -> list[Any]:
+        peer.call(NAME, 4, signature=b"s", values=["x"])
+        signal, answer = peer.hear(), peer.hear()
+        error = peer.answer_in(peer.call(NAME, 5, sync=True, signature=b"s", values=["no"]))
+        return [values(signal), values(answer), error.error_name, values(error)]
+
+    said = await asyncio.get_running_loop().run_in_executor(None, use)
+    assert said == [["x"], ["from dbus-fast"], b"com.example.Error.No", ["never"]]
+    bus.disconnect()
+
+
 def test_service_is_started_for_a_kdbus_client(both: Both) -> None:
     program = both.daemon.directory / "service.py"
     here = [str(Path(__file__).parents[2]), *sys.path]
@@ -342,21 +369,26 @@ while (got := client.receive()) is not None:
     if got.member == "M":
         client.message(wire.RETURN, destination=got.sender.encode(), reply_serial=got.serial,
                        signature="s", values=["started"])
+        break
 """
     )
     file = both.daemon.directory / "services" / f"{NAME.decode()}.service"
     file.write_text(f"[D-BUS Service]\nName={NAME.decode()}\nExec={sys.executable} {program}\n")
     classic = both.classic()
-    asked = classic.driver(b"ListActivatableNames")
-    assert NAME.decode() in classic.reply_to(asked).body[0] or eventually(
-        lambda: NAME.decode() in classic.reply_to(classic.driver(b"ListActivatableNames")).body[0]
-    )
+
+    def known() -> bool:
+        asked = classic.driver(b"ListActivatableNames")
+        return NAME.decode() in classic.reply_to(asked).body[0]
+
+    assert eventually(known)
     peer = both.kdbus()
     peer.call(NAME, 5)
     got = peer.recv(wait=30)
     assert got.kinds()[0] != c.ITEM_REPLY_DEAD, both.log
     answer = parsed(got, peer.id)
     assert (answer.reply_cookie, values(answer)) == (5, ["started"])
+    file.unlink()
+    assert eventually(lambda: not known())
 
 
 def test_flood_of_classic_messages_keeps_nobody_out(both: Both) -> None:
@@ -392,100 +424,6 @@ def test_flood_of_classic_messages_keeps_nobody_out(both: Both) -> None:
         over.set()
         for flooder in flooders:
             flooder.join()
-
-
-def test_reload_and_end(both: Both) -> None:
-    classic, peer = both.classic(), both.kdbus()
-    classic.reply_to(classic.driver(b"ReloadConfig"))
-    peer.call(classic.unique_name.encode(), 5)
-    assert only(classic, "M")
-    os.kill(both.daemon.pid, signal.SIGTERM)
-    assert classic.receive() is None
-    assert eventually(lambda: not is_mounted(both.tree))
-    with pytest.raises((Errno, OSError)):
-        peer.call(classic.unique_name.encode(), 6)
-
-
-def test_fork_serves_as_well(tmp_path: Path) -> None:
-    tree = tmp_path / "kdbus"
-    config = tmp_path / "bus.conf"
-    config.write_text(buses.CONFIG.format(type="session", directory=tmp_path, extra=""))
-    (tmp_path / "services").mkdir()
-    words = [*buses.jitney_command(), f"--config-file={config}", "--fork", "--print-pid=1"]
-    with (tmp_path / "pid").open("wb") as out:
-        # Both are the daemon's as well, for as long as it runs.
-        subprocess.run(
-            [*words, f"--kdbus-mount={tree}"], stdout=out, stderr=out, timeout=30, check=True
-        )
-    pid = int((tmp_path / "pid").read_text().splitlines()[-1])
-    try:
-        a, b = (Kdbus(tree / f"{os.geteuid()}-user" / "bus") for _ in range(2))
-        a.call(b.name)
-        assert b.hear().member == b"M"
-        a.close()
-        b.close()
-    finally:
-        os.kill(pid, signal.SIGTERM)
-    assert eventually(lambda: not is_mounted(tree))
-
-
-def test_what_cannot_be_mounted_is_said(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    words = [*buses.jitney_command(), f"--kdbus-mount={tmp_path}/file"]
-    with (
-        pytest.raises(RuntimeError, match="Failed to mount kdbus's file system"),
-        buses.running(words),
-    ):
-        pass
-
-
-def test_bus_that_becomes_another_user_is_refused(tmp_path: Path) -> None:
-    words = [*buses.jitney_command(), f"--kdbus-mount={tmp_path}/kdbus"]
-    with (
-        pytest.raises(RuntimeError, match="needs a bus that stays who it is"),
-        buses.running(words, extra="<user>nobody</user>"),
-    ):
-        pass
-    assert not (tmp_path / "kdbus").exists()
-
-
-def test_system_bus_and_other_users(tmp_path: Path) -> None:
-    """Who may open the bus is the file system's business, who may talk both policies'."""
-    rules = """<policy user="root"><allow own="com.example.Name"/></policy>
-    <policy context="default"><deny own="*"/>
-    <deny send_interface="com.example.I" send_member="Secret"/></policy>"""
-    with started(tmp_path, type="system", extra=rules) as both:
-        both.path = both.tree / "0-system" / "bus"
-        peer, nobody = both.kdbus(), both.classic(uid=65534)
-        peer.acquire(NAME)
-        assert denied(lambda: peer.acquire(b"com.example.Other")) == errno.EPERM
-        serial = nobody.message(destination=NAME, **CALL)
-        error = nobody.reply_to(serial)
-        assert error.error_name == "org.freedesktop.DBus.Error.AccessDenied"
-        # A policy holder of kdbus's lets everybody talk to the name.
-        holder = os.open(both.path, os.O_RDWR | os.O_CLOEXEC)
-        items = text(c.ITEM_NAME, NAME) + access(c.FOR_WORLD, c.TALK)
-        hello = command("HELLO", c.HELLO_POLICY_HOLDER, u64(0, 0, 0, 0, 4096), items)
-        ioctl(holder, "HELLO", hello)
-        nobody.message(destination=NAME, **CALL)
-        assert peer.hear().sender == nobody.unique_name.encode()
-        serial = nobody.message(destination=NAME, **(CALL | {"member": b"Secret"}))
-        error = nobody.reply_to(serial)
-        assert "Rejected send message" in error.body[0]
-        os.close(holder)
-
-
-def denied(what: Callable[[], object]) -> int:
-    with pytest.raises(Errno) as caught:
-        what()
-    return caught.value.errno
-
-
-def test_other_loops_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They do not let go of the lock while they sleep."""
-    monkeypatch.setenv("JITNEY_LOOP", "asyncio")
-    with started(tmp_path) as both:
-        assert eventually(lambda: "--kdbus-mount needs the bus's own event loop" in both.log)
 
 
 def test_what_looks_at_the_bus_sees_both(both: Both) -> None:

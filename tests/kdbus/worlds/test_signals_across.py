@@ -292,16 +292,28 @@ def test_kdbus_monitor_sees_both_ways_and_the_classic_ones(shared: Shared) -> No
     classic, other, client = shared.classic(), shared.classic(), shared.kdbus()
     watch = shared.kdbus(c.HELLO_MONITOR)
     tell(shared, classic, corebus.call(unique(other), 2, 1))
+    # Calls to the driver, and its answers, are not on kdbus's side of the bus.
+    tell(shared, classic, corebus.call(b"org.freedesktop.DBus", 7, 1))
+    tell(shared, classic, corebus.call(None, 8, 1))
+    tell(shared, classic, corebus.call(b"com.example.Nobody", 9, 1))
+    # But what waits for a service is.
+    shared.front.starts.add(b"com.example.Later")
+    tell(shared, classic, corebus.call(b"com.example.Later", 10, 1))
+    holder = shared.activator(b"com.example.Held")
+    tell(shared, classic, corebus.call(b"com.example.Held", 11, 0))
     tell(shared, classic, corebus.call(unique(client), 3, 1))
     call(client, unique(classic), 4)
     tell(shared, classic, corebus.signal(5))
     signal(client, 6)
     got = []
     while not isinstance(one := watch.try_recv(), int):
-        got.append((one.src, one.dst, one.cookie))
+        if one.src:
+            got.append((one.src, one.dst, one.cookie))
     everybody = c.DST_BROADCAST
     assert got == [
         (classic.id, other.id, 2),
+        (classic.id, c.DST_NAME, 10),
+        (classic.id, holder.id, 11),
         (classic.id, client.id, 3),
         (client.id, classic.id, 4),
         (classic.id, everybody, 5),
