@@ -24,7 +24,7 @@ WRONG = {
 from jitney.broker.restore import BadState
 def reject(*args):
     raise BadState("it does not add up")
-form.READERS[1] = reject
+form.READERS[2] = reject
 """,
         r"it does not add up",
     ),
@@ -169,21 +169,6 @@ def test_a_configuration_that_is_broken_by_now(bus: buses.Daemon, busy: list[Raw
     file.write_text(good)
     goes_on(bus.address, busy)
     upgrade(busy[1])
-
-
-def test_endpoints_cannot_come_along(bus: buses.Daemon, busy: list[RawClient]) -> None:
-    """Their clients would be on the bus without them: then it had better stay where it is."""
-    client = busy[1]
-    endpoints = b"org.jitney.Endpoints1"
-    path = str(bus.directory / "box")
-    added = client.driver(b"Add", "ssasa{sv}", "box", path, [], {}, interface=endpoints)
-    assert client.reply_to(added).error_name is None
-    with pytest.raises(NotUpgraded, match="Upgrade is not possible: there are endpoints"):
-        upgrade(client)
-    goes_on(bus.address, busy)
-    removed = client.driver(b"Remove", "s", "box", interface=endpoints)
-    assert client.reply_to(removed).error_name is None
-    upgrade(client)
 
 
 def test_the_old_one_dies_meanwhile(
