@@ -173,7 +173,6 @@ def test_one_who_owns_very_many_names_is_not_gone_through_each_time() -> None:
     bus = corebus.make_bus()
     one, other = corebus.join(bus), corebus.join(bus)
     totals = bus.name_totals
-
     for i in range(3 * meter.EACH_NAME):
         bus.request_name(one, b"com.example.N%d" % i, 0)
         bus.dispatch(one, corebus.call(other.unique_name, i + 1, 1))
