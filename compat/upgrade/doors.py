@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import wire
 from ..driver import containers, endpoints
+from ..endpoints.doors import Door
 from ..listen import Listener, Server
 from .peers import Luggage
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from jitney.broker.connection import Connection
 
     from ..assembly import BusService
-    from ..endpoints.doors import Door
 
 Record = dict[str, Any]
 
@@ -121,8 +121,6 @@ def restore_doors(
     service: BusService, record: Record, fds: list[int], conns: list[Connection]
 ) -> None:
     """Opens them, for a bus that knows its endpoints already."""
-    from ..endpoints.doors import Door
-
     driver = service.front.driver
     doors = driver.context.endpoints()
     doors.folder = record["folder"]
