@@ -170,9 +170,7 @@ def _endpoint(bus: Bus, record: Record) -> None:
         grants.append(
             Grant(raw(name), level, subtree, what, raw(path), below, raw(interface), raw(member))
         )
-    endpoint = Endpoint(
-        raw(record["name"]), grants, record["filtering"], record["sloppy"], learned
-    )
+    endpoint = Endpoint(raw(record["name"]), grants, record["filtering"], record["sloppy"], learned)
     endpoint.n_refused = record["refused"]
     bus.add_endpoint(endpoint)
 

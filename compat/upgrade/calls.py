@@ -77,7 +77,7 @@ class KeptReplies(Replies):
         if not Replies.expect(self, caller, callee, serial, deadline, since):
             return False
         slot = callee.owes
-        slot.place = at = self.room()
+        slot.place = at = self.room()  # type: ignore[union-attr]
         if at:
             cells = self.cells
             cells[at + 2] = 0
@@ -135,7 +135,7 @@ class KeptHub(Hub):
     def read(self, peer: Peer) -> None:
         self.settle()
         if self.calls is not None:
-            self.calls.reading(peer.conn.id)
+            self.calls.reading(peer.conn.id)  # type: ignore[union-attr]
         Hub.read(self, peer)
 
     def flush(self) -> None:

@@ -126,9 +126,7 @@ def restore_doors(
     doors.folder = record["folder"]
     doors.last_container = record["last_container"]
     for endpoint, one in zip(service.bus.endpoints, record["doors"], strict=True):
-        door = Door(
-            one["name"], endpoint, listening(one["server"], fds), one["policy"], one["uid"]
-        )
+        door = Door(one["name"], endpoint, listening(one["server"], fds), one["policy"], one["uid"])
         door.log = one["log"]
         door.lingers = one["lingers"]
         door.listening = one["listening"]

@@ -75,7 +75,7 @@ class Store:
         self.room = 0
         self.blocked: set[int] = set()
 
-    def use(self, hub: KeptHub) -> None:
+    def use(self, hub: Any) -> None:
         self.hub = hub
         hub.calls = self.calls
 

@@ -23,7 +23,6 @@ from upgrading import alive, joined, settled, until, upgrade
 
 from jitney.compat import wire
 
-
 NO_REPLY = "org.freedesktop.DBus.Error.NoReply"
 
 
@@ -337,9 +336,7 @@ def test_calls_at_random(manager: Manager) -> None:
                 if client not in waiting:
                     number += 1
                     waiting[client] = number
-                    client.message(
-                        destination=to, path=b"/", member=b"M", serial=number * 100
-                    )
+                    client.message(destination=to, path=b"/", member=b"M", serial=number * 100)
                 elif arrived(client):
                     got = client.receive()
                     assert got is not None

@@ -11,8 +11,8 @@ from typing import Any
 import buses
 import pytest
 from rawclient import RawClient, Received, build
-from upgrading import joined, settled, until, upgrade
 from upgrading import build as a_build
+from upgrading import joined, settled, until, upgrade
 
 from jitney.compat import wire
 
@@ -34,9 +34,7 @@ def ask(
     return client.reply_to(client.driver(member, signature, *values, interface=interface))
 
 
-def opened(
-    client: RawClient, bus: buses.Daemon, name: str, *lines: str, **options: bool
-) -> str:
+def opened(client: RawClient, bus: buses.Daemon, name: str, *lines: str, **options: bool) -> str:
     given = {key.replace("_", "-"): ("b", value) for key, value in options.items()}
     path = str(bus.directory / name)
     reply = ask(client, ENDPOINTS, b"Add", "ssasa{sv}", name, path, lines, given)
@@ -144,9 +142,7 @@ def test_a_conversation_and_halves_at_an_endpoint(bus: buses.Daemon) -> None:
         wire.CALL, 1, [(1, "o", "/org/freedesktop/DBus"), (2, "s", "org.freedesktop.DBus"),
                        (3, "s", "Hello"), (6, "s", "org.freedesktop.DBus")]
     )  # fmt: skip
-    call = build(
-        wire.CALL, 2, [(1, "o", "/o"), (3, "s", "Half"), (6, "s", "com.example.Talk")]
-    )
+    call = build(wire.CALL, 2, [(1, "o", "/o"), (3, "s", "Half"), (6, "s", "com.example.Talk")])
     data = b"\0AUTH EXTERNAL " + identity + b"\r\nBEGIN\r\n" + hello + call
     clients = []
     for cut in range(0, len(data), 9):
@@ -232,9 +228,7 @@ def test_a_failed_upgrade_leaves_them(bus: buses.Daemon, tmp_path: Any) -> None:
         "form.READERS.pop(2)": "states of version 1, and this bus writes 2",
     }
     for change, why in wrong.items():
-        reply = ask(
-            creator, b"org.jitney.Upgrade1", b"Upgrade", "s", a_build(tmp_path, change)
-        )
+        reply = ask(creator, b"org.jitney.Upgrade1", b"Upgrade", "s", a_build(tmp_path, change))
         assert why in reply.body[0]
         assert listed(creator) == before
         assert inside.reply_to(inside.driver(b"GetId")).type == wire.RETURN
