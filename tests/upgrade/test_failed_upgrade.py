@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import buses
+import kdbusmount
 import pytest
 from rawclient import RawClient
 from upgrading import NotUpgraded, alive, build, descriptors, joined, settled, until, upgrade
@@ -169,6 +170,18 @@ def test_a_configuration_that_is_broken_by_now(bus: buses.Daemon, busy: list[Raw
     file.write_text(good)
     goes_on(bus.address, busy)
     upgrade(busy[1])
+
+
+@pytest.mark.skipif(bool(kdbusmount.why_not()), reason=kdbusmount.why_not() or "-")
+def test_a_mount_cannot_come_along(tmp_path: Path) -> None:
+    """Who is under it would be cut off: then the bus had better stay where it is."""
+    mount = tmp_path / "kdbus"
+    mount.mkdir()
+    with buses.running([*buses.jitney_command(), f"--kdbus-mount={mount}"]) as bus:
+        one = joined(bus.address)
+        with pytest.raises(NotUpgraded, match="Upgrade is not possible: there are clients of kd"):
+            upgrade(one)
+        assert settled(one) == []
 
 
 def test_the_old_one_dies_meanwhile(
