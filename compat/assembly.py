@@ -187,7 +187,8 @@ class BusService:
         interfaces: tuple[Interface, ...] = INTERFACES
         self.store: Store | None = None
         if daemon.options.fd_store and os.environ.get("NOTIFY_SOCKET"):
-            from .upgrade.store import KeptFront, KeptHub, Store
+            from .upgrade.calls import KeptHub
+            from .upgrade.store import KeptFront, Store
 
             self.store = Store(self.bus)
             front, hub = KeptFront, KeptHub
