@@ -236,6 +236,8 @@ def test_replies_are_still_awaited(manager: Manager) -> None:
     two.message(wire.RETURN, destination=b":1.0", reply_serial=calls[0])
     assert one.reply_to(calls[0]).type == wire.RETURN
     for i, again in enumerate((manager.crash, lambda: upgrade(three), manager.crash)):
+        # The round in which the callee has spoken is over.
+        settled(one)
         again()
         peer = one.reply_to(one.driver(b"GetPeer", "s", "", interface=b"org.jitney.Inspect1"))
         assert json.loads(peer.body[0])["calls"] == 3 - i
@@ -245,6 +247,7 @@ def test_replies_are_still_awaited(manager: Manager) -> None:
     last = one.message(destination=to, path=b"/", member=b"M")
     settled(one)
     assert len(settled(two)) == 1
+    settled(one)
     manager.crash()
     assert not settled(one)
     two.close()
