@@ -218,6 +218,27 @@ def test_containers_go_on(bus: buses.Daemon) -> None:
     until(lambda: not os.path.exists(folder))
 
 
+def test_a_socket_of_the_launcher_s_goes_on(bus: buses.Daemon) -> None:
+    path = bus.directory / "mine"
+    launcher, other = joined(bus.address), joined(bus.address)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        listening.listen()
+        serial = launcher.message(
+            destination=b"org.freedesktop.DBus", path=b"/org/freedesktop/DBus",
+            interface=ENDPOINTS, member=b"AddWithSocket", signature="shasa{sv}",
+            values=["box", 0, [], {}], fds=[listening.fileno()],
+        )  # fmt: skip
+        address = str(launcher.reply_to(serial).body[0])
+    upgrade(other)
+    inside = joined(address)
+    assert listed(other)["box"]["clients"] == 1
+    launcher.close()
+    assert inside.receive() is None
+    until(lambda: not listed(other))
+    assert path.exists(), "the file is the launcher's"
+
+
 def test_a_failed_upgrade_leaves_them(bus: buses.Daemon, tmp_path: Any) -> None:
     creator = joined(bus.address)
     address = opened(creator, bus, "box", "talk com.example.Talk")
