@@ -24,7 +24,7 @@ from .limits import USER_OBJECTS, Limits
 from .match import MatchIndex, Rule
 from .mem import Buffer, Map64
 from .message import Message
-from .meter import Counts, NameTotals
+from .meter import EACH_NAME, Counts, NameTotals
 from .queue import sender_field
 from .routing import DRIVER, Router
 from .syntax import is_bus_name
@@ -71,7 +71,13 @@ class Bus(Router):
         if user.totals is None:
             user.totals = Counts()
         counts.add_to(user.totals)
+        left = EACH_NAME
         for text in conn.owned:
+            if left == 0:
+                # One who owns very many must not make the bus go through all, each time.
+                counts.add_to(self.name_totals.rest)
+                break
+            left -= 1
             total = self.name_totals.of(text)
             counts.add_to(total)
         counts.settle()

@@ -4,6 +4,7 @@ cimport cython
 from .accounting cimport Tally, User
 from .bus cimport Bus
 from .connection cimport Connection
+from .endpoint cimport Endpoint, Grant
 from .match cimport Arg, Rule
 from .meter cimport Counts, Histogram
 from .names cimport Name, Owner
@@ -14,6 +15,10 @@ from .trace cimport Tracer
 cpdef object text(bytes data)
 @cython.locals(conn=Connection)
 cpdef tuple export(Bus bus, list newcomers, object sink)
+@cython.locals(conn=Connection)
+cdef _insiders(Bus bus, list conns, dict places, dict state)
+cdef dict _endpoint(Endpoint endpoint)
+cdef list _grant(Grant grant)
 cdef dict _user(User user)
 @cython.locals(tally=Tally)
 cdef list _tallies(Bus bus, dict places, dict numbers)

@@ -17,6 +17,7 @@ from typing import Any
 from .accounting import User
 from .bus import Bus
 from .connection import MONITOR, Connection
+from .endpoint import Endpoint, Grant
 from .match import Arg, Rule
 from .meter import Counts, Histogram
 from .names import Name, Owner
@@ -87,6 +88,7 @@ def export(bus: Bus, newcomers: list[Connection], sink: Sink) -> tuple[Record, d
         "users": [_user(user) for user in bus.accounts.users],
         "tallies": _tallies(bus, places, numbers),
         "connections": [_connection(conn, sink, numbers) for conn in conns],
+        "endpoints": [_endpoint(endpoint) for endpoint in bus.endpoints],
         "names": [_name(name, places) for name in bus.names if name.queue],
         "rules": _rules(bus, conns, places),
         "replies": _replies(bus, conns, places),
@@ -96,7 +98,46 @@ def export(bus: Bus, newcomers: list[Connection], sink: Sink) -> tuple[Record, d
         ],
         "totals_rest": _counts(bus.name_totals.rest),
     }
+    _insiders(bus, conns, places, state)
     return state, places
+
+
+def _insiders(bus: Bus, conns: list[Connection], places: dict[Any, int], state: Record) -> None:
+    """Who came in by which endpoint, and whom they have seen."""
+    if not bus.endpoints:
+        return
+    order = {id(endpoint): i for i, endpoint in enumerate(bus.endpoints)}
+    for conn, record in zip(conns, state["connections"], strict=True):
+        if conn.endpoint is not None:
+            record["endpoint"] = order[id(conn.endpoint)]
+        if conn.seen:
+            record["seen"] = sorted([places[peer] for peer in conn.seen])
+
+
+def _endpoint(endpoint: Endpoint) -> Record:
+    record: Record = {
+        "name": text(endpoint.name),
+        "filtering": bool(endpoint.filtering),
+        "sloppy": bool(endpoint.sloppy),
+        "refused": endpoint.n_refused,
+        "grants": [_grant(grant) for grant in endpoint.grants],
+    }
+    learned = endpoint.learned
+    if learned is not None:
+        record["learned"] = [
+            [[kind, text(name), text(what), n] for (kind, name, what), n in learned.used.items()],
+            [[kind, text(name), text(what), n] for (kind, name, what), n in learned.missed.items()],
+            learned.n_nameless,
+            learned.n_forgotten,
+        ]
+    return record
+
+
+def _grant(grant: Grant) -> list[Any]:
+    return [
+        text(grant.name), grant.level, bool(grant.subtree), grant.what, text(grant.path),
+        bool(grant.below), text(grant.interface), text(grant.member),
+    ]  # fmt: skip
 
 
 def _user(user: User) -> Record:

@@ -11,6 +11,7 @@ Times are by the bus's `moment`, which is read once a round, not once a message.
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any
 
 try:
@@ -28,6 +29,8 @@ TYPES = 5
 """By message type, 1 to 4; what is none of these is at 0."""
 MAX_NAMES = 1000
 """Names whose totals are kept at a time, owned or not. Names come and go, memory does not."""
+EACH_NAME = 64
+"""Names of one owner to which what it does is added, each time that it gets or loses a name."""
 _LOOKED_AT = 16
 
 
@@ -200,7 +203,8 @@ class Counts:
 
 class NameTotals:
     """Totals by well-known name, of whoever owned it. `rest`: of names for which there was no room
-    because all MAX_NAMES others are owned. A name that nobody owns is forgotten first."""
+    because all MAX_NAMES others are owned, and of those behind the first EACH_NAME of one
+    owner. A name that nobody owns is forgotten first."""
 
     def __init__(self, names: Any) -> None:
         self.names = names
@@ -217,7 +221,7 @@ class NameTotals:
 
     def make_room(self) -> bool:
         """Forgets a name without an owner, if one is found soon; the others go to the end."""
-        for text in list(self.by_name)[:_LOOKED_AT]:
+        for text in list(islice(self.by_name, _LOOKED_AT)):
             total = self.by_name.pop(text)
             name = self.names.get(text)
             if name is None or name.owner is None:

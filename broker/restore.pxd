@@ -4,6 +4,7 @@ cimport cython
 from .accounting cimport Accounts, Tally, User
 from .bus cimport Bus
 from .connection cimport Connection
+from .endpoint cimport Endpoint, Grant
 from .match cimport MatchIndex, Rule
 from .mem cimport Buffer, Map64, Ring
 from .meter cimport Counts, Histogram
@@ -19,6 +20,10 @@ cpdef list restore(Bus bus, dict state, object source, object ready=*)
 cdef User _user(Bus bus, Py_ssize_t index, dict record)
 @cython.locals(user=User, conn=Connection, counts=Counts)
 cdef Connection _connection(Bus bus, list users, dict record)
+@cython.locals(endpoint=Endpoint)
+cdef _endpoint(Bus bus, dict record)
+@cython.locals(peer=Connection)
+cdef _see(Bus bus, Connection conn, list seen)
 @cython.locals(tally=Tally, conn=Connection)
 cdef Tally _tally(Bus bus, list users, list conns, list record)
 @cython.locals(queue=Queue, buffer=Buffer, tally=Tally)

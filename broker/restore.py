@@ -19,7 +19,9 @@ except ImportError:
 from .accounting import Tally, User
 from .bus import Bus
 from .connection import ACTIVE, MONITOR, NEW, Connection
+from .endpoint import Endpoint, Grant
 from .fds import FdSet
+from .learning import Learned
 from .match import Rule
 from .mem import Buffer
 from .meter import Counts, Histogram
@@ -84,6 +86,14 @@ def restore(bus: Bus, state: Record, source: Source, ready: Any = None) -> list[
     bus.accounts.moment = state["moment"]
     users = [_user(bus, i, record) for i, record in enumerate(state["users"])]
     conns = [_connection(bus, users, record) for record in state["connections"]]
+    for record in state["endpoints"]:
+        _endpoint(bus, record)
+    for place, record in enumerate(state["connections"]):
+        if "endpoint" in record:
+            bus.endpoints[record["endpoint"]].enter(conns[place])
+    for place, record in enumerate(state["connections"]):
+        if "seen" in record:
+            _see(bus, conns[place], [conns[i] for i in record["seen"]])
     tallies = [_tally(bus, users, conns, record) for record in state["tallies"]]
     for place, record in enumerate(state["connections"]):
         if "queue" in record:
@@ -146,6 +156,36 @@ def _connection(bus: Bus, users: list[User], record: Record) -> Connection:
     if conn.state == _ACTIVE:
         bus.table.put(number, conn)
     return conn
+
+
+def _endpoint(bus: Bus, record: Record) -> None:
+    learned = None
+    if "learned" in record:
+        learned = Learned()
+        used, missed, learned.n_nameless, learned.n_forgotten = record["learned"]
+        learned.used = {(kind, raw(name), raw(what)): n for kind, name, what, n in used}
+        learned.missed = {(kind, raw(name), raw(what)): n for kind, name, what, n in missed}
+    grants = []
+    for name, level, subtree, what, path, below, interface, member in record["grants"]:
+        grants.append(
+            Grant(raw(name), level, subtree, what, raw(path), below, raw(interface), raw(member))
+        )
+    endpoint = Endpoint(raw(record["name"]), grants, record["filtering"], record["sloppy"], learned)
+    endpoint.n_refused = record["refused"]
+    bus.add_endpoint(endpoint)
+
+
+def _see(bus: Bus, conn: Connection, seen: list[Connection]) -> None:
+    """What a client of an endpoint has seen, it goes on to see."""
+    if conn.endpoint is None:
+        raise BadState(f"{conn.label} sees as by an endpoint, and came in by none")
+    for peer in seen:
+        if peer is conn or bus.connections.get(peer.id) is not peer:
+            raise BadState(f"{conn.label} has seen one who is not there")
+        if peer.seen_by is None:
+            peer.seen_by = set()
+        peer.seen_by.add(conn)
+    conn.seen = set(seen)
 
 
 def _tally(bus: Bus, users: list[User], conns: list[Connection], record: list[Any]) -> Tally:

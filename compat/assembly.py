@@ -183,13 +183,16 @@ class BusService:
         self.bus = self.bus_type(config.limits(), guid=daemon.guid or new_guid())
         self.bus.metered = daemon.options.metered
         front: type[Front] = Front
+        hub: type[Hub] = Hub
         interfaces: tuple[Interface, ...] = INTERFACES
         self.store: Store | None = None
         if daemon.options.fd_store and os.environ.get("NOTIFY_SOCKET"):
+            from .upgrade.calls import KeptHub
             from .upgrade.store import KeptFront, Store
 
             self.store = Store(self.bus)
-            front, interfaces = KeptFront, self.store.interfaces(INTERFACES)
+            front, hub = KeptFront, KeptHub
+            interfaces = self.store.interfaces(INTERFACES)
         self.front = front(self.bus, PolicySet(config.policy_spec()), daemon.log)
         self.bus.front = self.front
         self.activator = Activator(
@@ -204,13 +207,13 @@ class BusService:
             Driver(self.bus, self.activator, BusContext(self, daemon), interfaces)
         )
         self.front.mediation = mediate(self.bus, self.front, config, loop, daemon.reload_soon)
-        self.hub = Hub(self.bus, self.front)
+        self.hub = hub(self.bus, self.front)
         if len(os.sched_getaffinity(0)) > 1:
             # With a single CPU, whom we wait for could not run while we look.
             self.hub.busy_poll = daemon.options.busy_poll
         self.front.hub = self.hub
         if self.store is not None:
-            self.store.hub = self.hub
+            self.store.use(self.hub)
             self.front.store = self.store  # type: ignore[attr-defined]
         self.watch = directory_watch(loop, self.changed, self.front.log)
         self.watch.watch(self.watched(config))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import socket
 from collections.abc import Callable
@@ -258,15 +259,26 @@ def raise_fd_limit(warn: Warn) -> Limit | None:
 # The user
 
 
+_NUMBER = re.compile(r"[ \t\n\v\f\r]*\+?(0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)\Z")
+"""What strtoul(3) takes as a whole, with the base that the digits say."""
+
+
 def find_user(name: str) -> tuple[int, int] | None:
     """Uid and primary gid of a user given by name or by number; None if there is none."""
     import pwd
 
+    number = _NUMBER.match(name)
     try:
-        entry = pwd.getpwuid(int(name)) if name.isdecimal() else pwd.getpwnam(name)
+        entry = pwd.getpwuid(_number(number[1])) if number else pwd.getpwnam(name)
     except (KeyError, OverflowError, ValueError):
         return None
     return entry.pw_uid, entry.pw_gid
+
+
+def _number(digits: str) -> int:
+    if digits[:2] in ("0x", "0X"):
+        return int(digits, 16)
+    return int(digits, 8 if digits[0] == "0" else 10)
 
 
 def change_user(name: str) -> None:

@@ -23,6 +23,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--upgrade-every", type=float, default=0, help="seconds between SIGUSR2, 0: never (0)"
     )
+    parser.add_argument(
+        "--endpoint", action="store_true", help="some clients come by an endpoint of the bus"
+    )
     parser.add_argument("--broker", default="", help="jitney, jitney-pure, or NAME=COMMAND")
 
 
@@ -40,6 +43,7 @@ def run(options: argparse.Namespace) -> int:
         options.audit_every,
         options.reload_every,
         options.upgrade_every,
+        endpoint=options.endpoint,
         say=_progress,
     )
     with broker.start(config()) as running:

@@ -44,6 +44,7 @@ class Plan:
     audit_every: float = 10
     reload_every: float = 3
     upgrade_every: float = 0
+    endpoint: bool = False
     warm_up: float = 30
     say: Callable[[str], None] = print
 
@@ -95,6 +96,7 @@ class Soak:
         running.folder.chmod(0o755)
         self.reloads = 0
         self.half: list[socket.socket] = []
+        self.door = ""
         self.acts: list[tuple[int, Callable[[], None]]] = [
             (500, self.talk), (120, self.by_name), (150, self.broadcast), (15, self.with_fd),
             (8, self.large), (20, self.ask_for_name), (10, self.answer_late), (6, self.come),
@@ -106,6 +108,8 @@ class Soak:
     def run(self) -> Outcome:
         """Warms up, takes stock, runs, takes stock. Wrong or Closed if the bus misbehaves."""
         outcome = Outcome()
+        if self.plan.endpoint:
+            self.open_door()
         self.run_for(min(self.plan.warm_up, self.plan.seconds / 4))
         outcome.before = self.at_rest()
         self.books.counts.clear()
@@ -157,9 +161,22 @@ class Soak:
         for _ in range(2):
             world.subscribe(world.join(slow=True, uid=NOBODY if os.geteuid() == 0 else None))
 
+    def open_door(self) -> None:
+        """An endpoint by which half of those who come do so; it lets everything pass."""
+        self.door = str(self.running.folder / "door")
+        client = Patient(self.running.path)
+        answer = client.ask(
+            _driver(client, b"Add", b"ssasa{sv}", _door(self.door), b"org.jitney.Endpoints1")
+        )
+        client.close()
+        if answer.type != wire.RETURN:
+            raise Closed(f"no endpoint: {answer.error}")
+
     def come(self) -> None:
         if len(self.world.clients) < CROWD:
-            client = self.world.join()
+            by_door = self.door and self.dice.random() < 0.5
+            client = self.world.join(path=self.door if by_door else "")
+            self.books.counts["connections by an endpoint"] += bool(by_door)
             if self.dice.random() < 0.3:
                 self.world.subscribe(client)
 
@@ -346,6 +363,20 @@ def _driver(
         wire.DRIVER, member, signature, body, serial=client.next_serial(), path=wire.DRIVER_PATH,
         interface=at or wire.DRIVER,
     )  # fmt: skip
+
+
+def _door(path: str) -> bytes:
+    """What Add is asked: a name, a path, an empty policy, and that it is not to filter but stay."""
+    body = b""
+    for text in (b"door", path.encode()):
+        body += bytes(-len(body) % 4) + wire.string(text)
+    options = b""
+    for key, value in ((b"filter", 0), (b"persistent", 1)):
+        options += bytes(-len(options) % 8) + wire.string(key) + b"\1b\0"
+        options += bytes(-len(options) % 4) + value.to_bytes(4, "little")
+    # The options begin behind their length, where 8 divides what is before them.
+    body += bytes(-len(body) % 4) + bytes(4) + len(options).to_bytes(4, "little")
+    return body + bytes(-len(body) % 8) + options
 
 
 def _status(client: Patient) -> dict[str, int]:

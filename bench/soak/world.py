@@ -47,8 +47,8 @@ class World:
 
     # Who is there
 
-    def join(self, *, slow: bool = False, uid: int | None = None) -> Client:
-        made = Client(self.path, uid)
+    def join(self, *, slow: bool = False, uid: int | None = None, path: str = "") -> Client:
+        made = Client(path or self.path, uid)
         made.slow = slow
         self.clients[made.name] = made
         self.by_fd[made.sock.fileno()] = made

@@ -86,16 +86,21 @@ def add_server(driver: Driver, conn: Connection, msg: Message) -> bytes | None:
             server.close()
         raise
     instance = f"{_PATH}{number}"
-    door.container = Container(instance, kind, name, metadata, _creator(conn))
+    describe(driver, door, Container(instance, kind, name, metadata, _creator(conn)))
     door.lingers = True
-    door.credentials |= {
-        "org.jitney.ContainerInstance": ("o", instance),
-        "org.jitney.ContainerType": ("s", kind),
-        "org.jitney.ContainerName": ("s", name),
-    }
-    door.ended = functools.partial(_removed, driver, instance)
     # Who brought a socket knows where it is.
     return wire.marshal("oays", (instance, path.encode() + b"\0", door.server.address))
+
+
+def describe(driver: Driver, door: Door, about: Container) -> None:
+    """Makes a door that of a container."""
+    door.container = about
+    door.credentials |= {
+        "org.jitney.ContainerInstance": ("o", about.instance),
+        "org.jitney.ContainerType": ("s", about.kind),
+        "org.jitney.ContainerName": ("s", about.name),
+    }
+    door.ended = functools.partial(_removed, driver, about.instance)
 
 
 def stop_instance(driver: Driver, conn: Connection, msg: Message) -> bytes | None:

@@ -8,6 +8,8 @@ The interface is our own; dbus-daemon has none like it.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from .. import wire
@@ -63,7 +65,7 @@ def _open(
     doors = driver.context.endpoints()
     door = doors.open(conn, name, path, lines, options, server)
     if door.creator is not None:
-        door.ended = lambda: _removed(driver, conn, name)
+        door.ended = ending(driver, conn, name)
     return wire.string(door.server.address)
 
 
@@ -91,6 +93,11 @@ def learned(driver: Driver, conn: Connection, msg: Message) -> bytes | None:
     if door.endpoint.learned is None:
         raise DBusError(INVALID_ARGS, f"Endpoint {door.name} does not learn")
     return wire.marshal("as", [written(door.endpoint.learned)])
+
+
+def ending(driver: Driver, conn: Connection, name: str) -> Callable[[], None]:
+    """What is to be done when the endpoint that `conn` added is over."""
+    return functools.partial(_removed, driver, conn, name)
 
 
 def _removed(driver: Driver, conn: Connection, name: str) -> None:

@@ -129,17 +129,22 @@ class Doors:
         door = Door(name, endpoint, server, lines, uid)
         door.log = bool(options.get("log"))
         door.creator = None if options.get("persistent") else conn
-        endpoint.holder = door
+        self.service.bus.add_endpoint(endpoint)
+        self.take(door)
+        return door
+
+    def take(self, door: Door) -> None:
+        """Lets clients in, if it is one that listens; the bus knows its endpoint."""
         daemon = self.service.daemon
         keyring = next((each.offer.keyring for each in daemon.listeners if each.offer), None)
-        offer = Offer(server.guid, daemon.config.auth, False, keyring)
-        self.service.bus.add_endpoint(endpoint)
-        self.by_name[name] = door
-        for listener in server.listeners:
+        offer = Offer(door.server.guid, daemon.config.auth, False, keyring)
+        door.endpoint.holder = door
+        self.by_name[door.name] = door
+        for listener in door.server.listeners:
             listener.offer = offer
-            listener.endpoint = endpoint
-            self.service.hub.acceptor.open(listener)
-        return door
+            listener.endpoint = door.endpoint
+            if door.listening:
+                self.service.hub.acceptor.open(listener)
 
     def get(self, name: str) -> Door:
         door = self.by_name.get(name)
@@ -172,12 +177,12 @@ class Doors:
             # Not now: the bus is in the midst of ending that connection.
             self.service.hub.loop.call_soon(self.shut_or_remove, door)
         if conn.endpoint is not None:
-            self.service.hub.loop.call_soon(self._left, conn.endpoint.holder)
+            self.service.hub.loop.call_soon(self.left, conn.endpoint.holder)
 
     def shut_or_remove(self, door: Door) -> None:
         if door.lingers:
             self.shut(door)
-            self._left(door)
+            self.left(door)
         else:
             self.remove(door)
 
@@ -190,7 +195,7 @@ class Doors:
             with contextlib.suppress(OSError):
                 os.rmdir(self.folder)
 
-    def _left(self, door: Door) -> None:
+    def left(self, door: Door) -> None:
         if not door.listening and not door.endpoint.connections:
             self._over(door)
 

@@ -9,16 +9,14 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from jitney.broker.export import export
 from jitney.broker.restore import Source, restore
 
 from ..driver import trace
-from ..listen import Server
 from ..sysio import COMPILED, attach
-from . import activations, peers
+from . import activations, doors, peers
 from .peers import Luggage
 
 if TYPE_CHECKING:
@@ -37,15 +35,17 @@ def composed(
     hub = service.hub
     state, places = export(service.bus, peers.newcomers(hub), luggage)
     driver = service.front.driver
+    listeners = [*daemon.listeners, *doors.listeners(service)]
     document = {
         "bus": state,
-        "hub": peers.export_peers(hub, daemon.listeners, places, luggage),
+        "hub": peers.export_peers(hub, listeners, places, luggage),
+        "doors": doors.export_doors(service, places, luggage),
         "activation": activations.export_activations(service.activator, places, luggage),
         "driver": [driver.serial, driver.stats_serial, driver.connection_stats_serial],
         "peaks": service.peaks.highest,
         "started": service.started,
         "log_lost": daemon.log.lost,
-        "servers": [_server(server, luggage) for server in daemon.servers],
+        "servers": [doors.server(server, luggage) for server in daemon.servers],
         "store": service.store.number if service.store is not None else 0,
         "pidfile": daemon.pidfile,
         "forked": daemon.forked,
@@ -65,32 +65,6 @@ def places_of(luggage: Luggage) -> list[list[int]]:
     return [[luggage.fd(fd) for fd in fds] for fds in luggage.sets]
 
 
-def _server(server: Server, luggage: Luggage) -> Record:
-    return {
-        "guid": server.guid,
-        "address": server.address,
-        "nonce": server.listeners[0].nonce.hex() if server.listeners else "",
-        "sockets": [luggage.fd(listener.sock.fileno()) for listener in server.listeners],
-        "socket_file": server.socket_file,
-        "nonce_file": server.nonce_file,
-    }
-
-
-def listening(records: Iterable[Record], fds: list[int]) -> list[Server]:
-    """The servers of the process before, files included."""
-    servers = []
-    for record in records:
-        sockets = [socket.socket(fileno=fds[place]) for place in record["sockets"]]
-        for sock in sockets:
-            sock.setblocking(False)
-        server = Server(sockets, "", bytes.fromhex(record["nonce"]))
-        server.inherit(
-            record["guid"], record["address"], record["socket_file"], record["nonce_file"]
-        )
-        servers.append(server)
-    return servers
-
-
 def applied(
     daemon: Daemon, service: BusService, document: Record, source: Source, fds: list[int]
 ) -> bool:
@@ -107,14 +81,17 @@ def applied(
     service.started = document["started"]
     daemon.log.lost += document["log_lost"]
     service.peaks.highest.update(document["peaks"])
-    daemon.take_servers(listening(document["servers"], fds))
+    daemon.take_servers([doors.listening(record, fds) for record in document["servers"]])
     conns = restore(bus, document["bus"], source, lambda tracer: trace.soon(driver, tracer))
     policies = service.front.policies
     if policies.unknown_users or policies.unknown_groups:
         # Who is in stays in; but the policy learns who these users are.
         for uid in {conn.user.uid for conn in conns if conn.user.uid is not None}:
             service.front.look_up(uid)
-    peers.restore_peers(hub, document["hub"], source, fds, conns, daemon.listeners)
+    if document["doors"] is not None:
+        doors.restore_doors(service, document["doors"], fds, conns)
+    listeners = [*daemon.listeners, *doors.listeners(service)]
+    peers.restore_peers(hub, document["hub"], source, fds, conns, listeners)
     for conn in conns:
         if conn.id:
             service.front.give_policy(conn)

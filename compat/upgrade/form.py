@@ -21,15 +21,19 @@ from typing import Any
 from jitney.broker.restore import BadState
 
 MAGIC = b"JITNEY STATE\n\0\0\0"
-VERSION = 1
+VERSION = 2
 """What is written."""
+OLDEST, WITH_ENDPOINTS = 1, 2
+"""What an older jitney may get, if it reads no later one: without endpoints that is no less."""
 
 _HEAD = struct.Struct("<16sIIQQ")
 
 Record = dict[str, Any]
 
 
-def pack(document: Record, blobs: list[bytes], sets: list[list[int]]) -> list[bytes]:
+def pack(
+    document: Record, blobs: list[bytes], sets: list[list[int]], version: int = VERSION
+) -> list[bytes]:
     """The pieces of a state. `sets`: descriptors that belong to a message, by their places."""
     whole = {"document": document, "blobs": [len(blob) for blob in blobs], "sets": sets}
     text = json.dumps(whole, separators=(",", ":"), check_circular=False).encode("ascii")
@@ -38,7 +42,7 @@ def pack(document: Record, blobs: list[bytes], sets: list[list[int]]) -> list[by
     for blob in blobs:
         checksum = zlib.crc32(blob, checksum)
         size += len(blob)
-    return [_HEAD.pack(MAGIC, VERSION, checksum, len(text), size), text, *blobs]
+    return [_HEAD.pack(MAGIC, version, checksum, len(text), size), text, *blobs]
 
 
 def unpack(data: bytes) -> tuple[Record, list[memoryview], list[list[int]]]:
@@ -75,9 +79,16 @@ def _cut(data: memoryview, sizes: list[int]) -> list[memoryview]:
 
 
 def _read_1(document: Record) -> Record:
+    """There were no endpoints."""
+    document["bus"]["endpoints"] = []
+    document["doors"] = None
+    return _read_2(document)
+
+
+def _read_2(document: Record) -> Record:
     return document
 
 
-READERS: dict[int, Callable[[Record], Record]] = {1: _read_1}
+READERS: dict[int, Callable[[Record], Record]] = {1: _read_1, 2: _read_2}
 """By version. A new version gets a new reader, and the old ones go through it: each makes of its
 document one of the next version."""

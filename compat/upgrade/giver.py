@@ -65,6 +65,7 @@ class Giver:
         self.channel: Channel
         self.child: subprocess.Popen[bytes]
         self.timer: Any = None
+        self.version = 0
 
     def start(self) -> None:
         """Starts the new process. Raises DBusError if that cannot be done, or must not."""
@@ -113,11 +114,19 @@ class Giver:
             return
         if "ready" not in packet:
             self.fail(f"it {_complaint(packet)}")
-        elif form.VERSION not in packet["ready"]:
+        elif not self.choose(packet["ready"]):
             known = ", ".join(map(str, packet["ready"]))
             self.fail(f"it reads states of version {known}, and this bus writes {form.VERSION}")
         else:
             self.give()
+
+    def choose(self, read: list[int]) -> bool:
+        """Chooses in which version the state is written, of those that the new process reads; False
+        if there is none that holds all there is."""
+        service: Any = self.daemon.service
+        oldest = form.OLDEST if service.front.doors is None else form.WITH_ENDPOINTS
+        self.version = max((v for v in read if oldest <= v <= form.VERSION), default=0)
+        return self.version > 0
 
     def give(self) -> None:
         """Stops serving and hands over; goes on serving if that fails."""
@@ -153,7 +162,7 @@ class Giver:
         try:
             document, luggage = composed(daemon, service, self.caller, began, kept is not None)
             sets = places_of(luggage)
-            pieces = form.pack(document, luggage.blobs, sets)
+            pieces = form.pack(document, luggage.blobs, sets, self.version)
             file = _sealed(pieces)
             size = sum(map(len, pieces))
             try:

@@ -76,8 +76,35 @@ def revive(daemon: Daemon, service: BusService, store: Store, kept: Found) -> No
     daemon.log.warning(
         f"The bus crashed: {len(back)} connections go on, {len(gone)} could not be saved"
     )
+    _await(service, kept, conns)
     for conn in gone:
         service.hub.loop.call_soon(_leave, bus, store, conn)
+
+
+def _await(service: BusService, kept: Found, conns: list[Any]) -> None:
+    """Replies that are sure to be due are awaited again; whose call or reply may have been lost is
+    told so."""
+    bus = service.bus
+    timeout = bus.limits.reply_timeout / 1000
+    deadline = bus.clock() + timeout if timeout > 0 else 0.0
+    known = {conn.id: conn for conn in conns}
+    for caller, callee, serial, sure in kept.calls:
+        one, other = known.get(caller), known.get(callee)
+        if one is None:
+            continue
+        if sure and other is not None:
+            bus.replies.expect(one, other, serial, deadline, bus.accounts.moment)
+        elif one.transport is not None:
+            service.hub.loop.call_soon(_tell, service, one, serial)
+    if bus.replies.next_deadline() > 0:
+        service.hub.alarm(deadline)
+
+
+def _tell(service: BusService, conn: Any, serial: int) -> None:
+    if conn.transport is not None and not conn.monitor:
+        service.front.no_reply(
+            conn, serial, "Message did not receive a reply (timeout by message bus)"
+        )
 
 
 def _leave(bus: Any, store: Store, conn: Any) -> None:

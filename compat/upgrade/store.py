@@ -4,8 +4,9 @@ connections (sd_notify(3), FDSTORE=).
 Invariant: each connection that has said Hello is in the store as "jitney-ID", and out of it when it
 ends. The journal, "jitney-journal-N", tells of each of them what the bus would have to know: it
 begins with a state as `form` has it (without what waits to be sent, and without awaited replies),
-and goes on with what has happened since, in a line each, written before anybody hears of it. Where
-nobody asked for the store, nothing here is loaded.
+and goes on with what has happened since, in a line each, written before anybody hears of it.
+"jitney-calls-PID" has the awaited replies, see `calls`. Where nobody asked for the store, nothing
+here is loaded.
 
 What the process had in its memory only is lost with it: see docs/upgrade.md.
 """
@@ -17,7 +18,6 @@ import json
 import os
 import socket
 import struct
-import tempfile
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ from .. import wire
 from ..driver.table import Interface, Method, arg
 from ..front import Front
 from . import form
+from .calls import Call, KeptReplies, nameless, read
 
 if TYPE_CHECKING:
     from jitney.broker.connection import Connection
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from ..driver import Driver
 
 CONNECTION = "jitney-"
+CALLS = "jitney-calls-"
 JOURNAL = "jitney-journal-"
 LONGEST = 4_000_000
 """Bytes of a journal, beyond its state, after which another one begins."""
@@ -65,10 +67,17 @@ class Store:
     def __init__(self, bus: Any) -> None:
         self.bus = bus
         self.hub: Any = None
+        self.calls = KeptReplies()
+        self.calls.install(bus)
+        self.calls_name = f"{CALLS}{os.getpid()}"
         self.number = 0
         self.fd = -1
         self.room = 0
         self.blocked: set[int] = set()
+
+    def use(self, hub: Any) -> None:
+        self.hub = hub
+        hub.calls = self.calls
 
     # Telling the manager
 
@@ -88,17 +97,18 @@ class Store:
                     self.blocked.add(conn.id)
                 self.put(f"{CONNECTION}{conn.id}", peer.fd)
 
+    def forget(self, pid: int) -> None:
+        """That process is the bus no more; its calls are known to this one."""
+        self.drop(f"{CALLS}{pid}")
+
     # The journal
 
     def begin(self) -> None:
         """Starts a journal with the state as it is; the one before goes when this one is stored."""
         before = self.number, self.fd
-        try:
-            fd = os.memfd_create("jitney-journal", os.MFD_CLOEXEC)
-        except (AttributeError, OSError):
-            # Before Linux 3.17: any file, if it has no name any more.
-            with tempfile.TemporaryFile() as file:
-                fd = os.dup(file.fileno())
+        if before[1] < 0:
+            self.put(self.calls_name, self.calls.fd)
+        fd = nameless("jitney-journal")
         packed = b"".join(form.pack(self.state(), [], []))
         os.write(fd, _SIZE.pack(len(packed)) + packed)
         self.number += 1
@@ -123,7 +133,12 @@ class Store:
             user["sums"][7] = 0
         state["tallies"] = []
         state["replies"] = []
-        return {"bus": state, "lost": lost, "blocked": sorted(self.blocked)}
+        return {
+            "bus": state,
+            "lost": lost,
+            "blocked": sorted(self.blocked),
+            "calls": self.calls_name,
+        }
 
     def note(self, *record: Any) -> None:
         if self.fd < 0:
@@ -165,6 +180,7 @@ class Store:
         """The bus ends in an orderly way: nothing is to be kept."""
         if self.fd >= 0:
             self.drop(f"{JOURNAL}{self.number}")
+            self.drop(self.calls_name)
             os.close(self.fd)
             self.fd = -1
 
@@ -254,6 +270,7 @@ class Found:
         self.document = document
         self.records = records
         self.number = 0
+        self.calls: list[Call] = []
 
 
 def found() -> Found | None:
@@ -265,16 +282,18 @@ def found() -> Found | None:
     names = os.environ.get("LISTEN_FDNAMES", "").split(":")
     sockets: dict[int, int] = {}
     journals: dict[int, int] = {}
+    calls: dict[int, int] = {}
+    kinds = {JOURNAL: journals, CALLS: calls, CONNECTION: sockets}
     rest = count
     for i in range(count - 1, -1, -1):
         name = names[i] if i < len(names) else ""
-        kind = JOURNAL if name.startswith(JOURNAL) else CONNECTION
+        kind = next((kind for kind in kinds if name.startswith(kind)), "")
         text = name.removeprefix(kind)
-        if not name.startswith(kind) or not text.isdecimal():
+        if not kind or not text.isdecimal():
             break
         fd = _FIRST + i
         os.set_inheritable(fd, False)
-        (journals if kind == JOURNAL else sockets)[int(text)] = fd
+        kinds[kind][int(text)] = fd
         rest = i
     os.environ["LISTEN_FDS"] = str(rest)
     try:
@@ -284,14 +303,19 @@ def found() -> Found | None:
             except (BadState, ValueError, struct.error):
                 continue  # it was not written to the end; the one before is still there
             result.number = number
+            kept = str(result.document.get("calls", "")).removeprefix(CALLS)
+            if kept.isdecimal() and int(kept) in calls:
+                result.calls = read(calls[int(kept)])
             return result
         for number, fd in sockets.items():
             _notify(f"FDSTOREREMOVE=1\nFDNAME={CONNECTION}{number}")
             os.close(fd)
         return None
     finally:
-        for fd in journals.values():
+        for fd in (*journals.values(), *calls.values()):
             os.close(fd)
+        for number in calls:
+            _notify(f"FDSTOREREMOVE=1\nFDNAME={CALLS}{number}")
 
 
 def _read(fd: int, sockets: dict[int, int]) -> Found:

@@ -152,6 +152,7 @@ class Taker:
         """The service manager has the connections already; the journal begins anew."""
         service: Any = self.daemon.service
         if service.store is not None:
+            service.store.forget(self.document["pid"])
             service.store.adopt(service.hub.peers)
             self.daemon.begin_store(None, self.document["store"])
 

@@ -168,6 +168,21 @@ def test_names_do_not_use_up_memory() -> None:
     assert totals.of(b"com.example.One.More") is totals.rest
 
 
+def test_one_who_owns_very_many_names_is_not_gone_through_each_time() -> None:
+    """What each further name of it costs does not grow; what it did is counted once."""
+    bus = corebus.make_bus()
+    one, other = corebus.join(bus), corebus.join(bus)
+    totals = bus.name_totals
+    for i in range(3 * meter.EACH_NAME):
+        bus.request_name(one, b"com.example.N%d" % i, 0)
+        bus.dispatch(one, corebus.call(other.unique_name, i + 1, 1))
+    bus.settle(one)
+    assert len(totals.by_name) == meter.EACH_NAME
+    # To the first, each call counts; to the others together those since there were others.
+    assert totals.by_name[b"com.example.N0"].traffic()[0][1] == 3 * meter.EACH_NAME
+    assert totals.rest.traffic()[0][1] == 2 * meter.EACH_NAME
+
+
 class Ledger(RuleBasedStateMachine):
     """Against a ledger by user and name that is written message by message."""
 

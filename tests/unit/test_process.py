@@ -266,6 +266,25 @@ def test_find_user() -> None:
     assert process.find_user("3999999999") is None
 
 
+@pytest.mark.parametrize("name", ["0", "00", "0x0", "+0", " 0", "\t\v0"])
+def test_find_user_by_a_number_as_strtoul_reads_it(name: str) -> None:
+    root = pwd.getpwnam("root")
+    assert process.find_user(name) == (root.pw_uid, root.pw_gid)
+
+
+def test_find_user_by_a_number_of_another_base() -> None:
+    for entry in pwd.getpwall():
+        for text in (f"{entry.pw_uid:#x}", f"0{entry.pw_uid:o}"):
+            assert process.find_user(text) == process.find_user(str(entry.pw_uid))
+
+
+@pytest.mark.parametrize(
+    "name", ["\u0660", "\uff10", "\u00b2", "08", "0x", "0b0", "0o0", "0 ", "1_0", "-1", "", "0\n"]
+)
+def test_what_is_no_number_is_a_name(name: str) -> None:
+    assert process.find_user(name) is None
+
+
 def test_change_user_to_nobody_at_all() -> None:
     error = failure(lambda: process.change_user("no such user"))
     assert error.text == "User 'no such user' does not appear to exist?"

@@ -16,9 +16,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from jitney.broker.bus import Bus
 from jitney.broker.connection import Connection
+from jitney.broker.endpoint import CALLS, OWN, TALK, Endpoint, Grant
 from jitney.broker.errors import Refused
 from jitney.broker.export import Sink, export
 from jitney.broker.fds import FdSet
+from jitney.broker.learning import Learned
 from jitney.broker.match import Rule
 from jitney.broker.restore import BadState, Source, restore
 from jitney.broker.trace import Tracer
@@ -32,6 +34,11 @@ LIMITS = {
     "reply_timeout": 10_000,
 }
 WHO = st.integers(0, 4)
+GRANTS = [
+    Grant(b"com.example.A", TALK),
+    Grant(b"com.example.A", OWN, True),
+    Grant(b"com.example.B", TALK, False, CALLS, b"/a", True, b"com.example.I", b"M"),
+]
 NAMES = [b"com.example.A", b"com.example.B", b"com.example.A.C"]
 SIZES = st.sampled_from([0, 1, 100, 5000, 16383, 16384, 40000])
 CUTS = st.sampled_from([1, 5, 100, 4000, 20000, 100000])
@@ -83,6 +90,8 @@ class Twins(RuleBasedStateMachine):
             bus.clock = lambda: self.now
             conns = [corebus.join(bus, 1000 + i // 2, fds=i != 3) for i in range(4)]
             newcomer = bus.connect(1001)
+            bus.add_endpoint(Endpoint(b"box", GRANTS, learned=Learned()))
+            bus.endpoints[0].enter(conns[2])
             bus.emit(newcomer, corebus.signal(7, destination=b":1.99").wire())
             self.buses.append((bus, [*conns, newcomer]))
 
@@ -179,6 +188,8 @@ class Twins(RuleBasedStateMachine):
         def do(bus: Bus, conns: list[Connection]) -> None:
             bus.disconnect(conns[who])
             conns[who] = corebus.join(bus, 1000 + who // 2)
+            if who == 2:
+                bus.endpoints[0].enter(conns[who])
 
         self.both(do)
 
@@ -250,6 +261,13 @@ def sights(bus: Bus, conns: list[Connection]) -> list[Any]:
         (bus.last_id, bus.n_messages, bus.n_denied, bus.n_dropped, bus.peak_rules, bus.peak_names),
         bus.replies.next_deadline(),
         {name: counts.traffic() for name, counts in bus.name_totals.by_name.items()},
+        [sorted(peer.id for peer in conn.seen or ()) for conn in conns],
+        [sorted(peer.id for peer in conn.seen_by or ()) for conn in conns],
+        [
+            (e.name, e.n_refused, e.learned.used, e.learned.missed, e.learned.n_nameless,
+             sorted(conn.id for conn in e.connections))
+            for e in bus.endpoints
+        ],
     ]  # fmt: skip
     # Whose queue is yet to be looked at is no part of the state: that happens first.
     found.append([_plain(event) for event in bus.front.events if event[0] != "wake"])
@@ -302,6 +320,8 @@ WRONG = {
     "a reply missing": lambda s: s["replies"].pop(),
     "a reply twice": lambda s: s["replies"].append(s["replies"][0]),
     "a monitor that is none": lambda s: s["monitors"].append(1),
+    "one who sees, and is nowhere": lambda s: s["connections"][0].update(seen=[1]),
+    "an endpoint that is not there": lambda s: s["connections"][0].update(endpoint=3),
     "nothing": lambda s: s.clear(),
 }
 

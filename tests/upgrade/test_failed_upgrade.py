@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import buses
+import kdbusmount
 import pytest
 from rawclient import RawClient
 from upgrading import NotUpgraded, alive, build, descriptors, joined, settled, until, upgrade
@@ -24,7 +25,7 @@ WRONG = {
 from jitney.broker.restore import BadState
 def reject(*args):
     raise BadState("it does not add up")
-form.READERS[1] = reject
+form.READERS[2] = reject
 """,
         r"it does not add up",
     ),
@@ -171,19 +172,16 @@ def test_a_configuration_that_is_broken_by_now(bus: buses.Daemon, busy: list[Raw
     upgrade(busy[1])
 
 
-def test_endpoints_cannot_come_along(bus: buses.Daemon, busy: list[RawClient]) -> None:
-    """Their clients would be on the bus without them: then it had better stay where it is."""
-    client = busy[1]
-    endpoints = b"org.jitney.Endpoints1"
-    path = str(bus.directory / "box")
-    added = client.driver(b"Add", "ssasa{sv}", "box", path, [], {}, interface=endpoints)
-    assert client.reply_to(added).error_name is None
-    with pytest.raises(NotUpgraded, match="Upgrade is not possible: there are endpoints"):
-        upgrade(client)
-    goes_on(bus.address, busy)
-    removed = client.driver(b"Remove", "s", "box", interface=endpoints)
-    assert client.reply_to(removed).error_name is None
-    upgrade(client)
+@pytest.mark.skipif(bool(kdbusmount.why_not()), reason=kdbusmount.why_not() or "-")
+def test_a_mount_cannot_come_along(tmp_path: Path) -> None:
+    """Who is under it would be cut off: then the bus had better stay where it is."""
+    mount = tmp_path / "kdbus"
+    mount.mkdir()
+    with buses.running([*buses.jitney_command(), f"--kdbus-mount={mount}"]) as bus:
+        one = joined(bus.address)
+        with pytest.raises(NotUpgraded, match="Upgrade is not possible: there are clients of kd"):
+            upgrade(one)
+        assert settled(one) == []
 
 
 def test_the_old_one_dies_meanwhile(

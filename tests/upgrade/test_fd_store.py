@@ -4,6 +4,7 @@ datagram socket that keeps descriptors, and starts the bus with them."""
 from __future__ import annotations
 
 import array
+import json
 import os
 import random
 import select
@@ -21,6 +22,8 @@ from rawclient import RawClient
 from upgrading import alive, joined, settled, until, upgrade
 
 from jitney.compat import wire
+
+NO_REPLY = "org.freedesktop.DBus.Error.NoReply"
 
 
 class Manager:
@@ -109,8 +112,9 @@ class Manager:
         until(lambda: self.ready > before or process.poll() is not None, 20)
         assert process.poll() is None
 
-    def crash(self) -> None:
-        os.kill(self.main, signal.SIGKILL)
+    def crash(self, killed: bool = False) -> None:
+        if not killed:
+            os.kill(self.main, signal.SIGKILL)
         until(lambda: not alive(self.main))
         time.sleep(0.2)
         self.start()
@@ -191,7 +195,8 @@ def test_who_leaves_is_not_kept(manager: Manager) -> None:
     two.reply_to(two.driver(b"RequestName", "su", "com.example.N", 0))
     two.close()
     until(lambda: not one.reply_to(one.driver(b"NameHasOwner", "s", ":1.1")).body[0])
-    until(lambda: set(manager.stored) == {"jitney-1", "jitney-journal-1"})
+    calls = f"jitney-calls-{manager.main}"
+    until(lambda: set(manager.stored) == {"jitney-1", "jitney-journal-1", calls})
     manager.crash()
     assert not one.reply_to(one.driver(b"NameHasOwner", "s", "com.example.N")).body[0]
     # And who leaves while nobody is there, has left.
@@ -217,6 +222,63 @@ def test_an_upgraded_bus_is_kept_as_well(manager: Manager) -> None:
     assert queued == [one.unique_name, two.unique_name]
     upgrade(two)
     assert one.reply_to(one.driver(b"GetNameOwner", "s", "com.example.N")).body == [":1.0"]
+    until(lambda: f"jitney-calls-{manager.main}" in manager.stored)
+    assert len([name for name in manager.stored if name.startswith("jitney-calls-")]) == 1
+
+
+def test_replies_are_still_awaited(manager: Manager) -> None:
+    """Over a crash, and over an upgrade before it."""
+    one, two, three = (joined(manager.address) for _ in range(3))
+    to = two.unique_name.encode()
+    calls = [one.message(destination=to, path=b"/", member=b"M") for _ in range(4)]
+    settled(one)
+    assert len(settled(two)) == 4
+    two.message(wire.RETURN, destination=b":1.0", reply_serial=calls[0])
+    assert one.reply_to(calls[0]).type == wire.RETURN
+    for i, again in enumerate((manager.crash, lambda: upgrade(three), manager.crash)):
+        # The round in which the callee has spoken is over.
+        settled(one)
+        again()
+        peer = one.reply_to(one.driver(b"GetPeer", "s", "", interface=b"org.jitney.Inspect1"))
+        assert json.loads(peer.body[0])["calls"] == 3 - i
+        two.message(wire.RETURN, destination=b":1.0", reply_serial=calls[i + 1])
+        assert one.reply_to(calls[i + 1]).type == wire.RETURN
+    # Nobody is told of what has come to its end, and whoever leaves without a reply is told of.
+    last = one.message(destination=to, path=b"/", member=b"M")
+    settled(one)
+    assert len(settled(two)) == 1
+    settled(one)
+    manager.crash()
+    assert not settled(one)
+    two.close()
+    assert one.reply_to(last).error_name == NO_REPLY
+
+
+def test_who_is_lost_owes_no_reply(manager: Manager) -> None:
+    one, slow = joined(manager.address), joined(manager.address)
+    to = slow.unique_name.encode()
+    calls = []
+    for _ in range(60):
+        calls.append(
+            one.message(
+                destination=to, path=b"/", member=b"M", signature="ay", values=[bytes(60000)]
+            )
+        )
+    settled(one)
+    manager.crash()
+    found = {m.reply_serial: m.error_name for m in settled(one)}
+    assert found == dict.fromkeys(calls, NO_REPLY)
+
+
+def test_the_limit_on_replies_goes_on(manager: Manager) -> None:
+    config = manager.folder / "bus.conf"
+    limit = '<limit name="reply_timeout">1500</limit></busconfig>'
+    config.write_text(config.read_text().replace("</busconfig>", limit))
+    one, two = joined(manager.address), joined(manager.address)
+    call = one.message(destination=two.unique_name.encode(), path=b"/", member=b"M")
+    settled(one)
+    manager.crash()
+    assert one.reply_to(call).error_name == NO_REPLY
 
 
 def test_an_orderly_end_keeps_nothing(manager: Manager) -> None:
@@ -255,6 +317,76 @@ def test_killed_at_random(manager: Manager) -> None:
                 f"For{i}"
             ]
         asker.close()
+
+
+def test_calls_at_random(manager: Manager) -> None:
+    """Whoever is killed at whatever moment: of each call that came to its receiver, the caller gets
+    the reply or is told that there is none."""
+    random.seed(7)
+    server = joined(manager.address)
+    callers = [joined(manager.address) for _ in range(8)]
+    to = server.unique_name.encode()
+    told = answered = unheard = 0
+    for turn in range(6):
+        ending = time.monotonic() + random.uniform(0.02, 0.3)
+        killer = threading.Timer(random.uniform(0, 0.02), os.kill, (manager.main, 9))
+        waiting: dict[RawClient, int] = {}
+        seen: set[int] = set()
+        number = 1000 * turn
+        started = False
+        while time.monotonic() < ending or alive(manager.main):
+            for client in callers:
+                if client not in waiting:
+                    number += 1
+                    waiting[client] = number
+                    client.message(destination=to, path=b"/", member=b"M", serial=number * 100)
+                elif arrived(client):
+                    got = client.receive()
+                    assert got is not None
+                    if got.reply_serial == 100 * waiting[client]:
+                        del waiting[client]
+            while arrived(server):
+                serve(server, seen)
+            if time.monotonic() >= ending and not started:
+                started = True
+                killer.start()
+        killer.join()
+        manager.crash(killed=True)
+        # What was in the callers' sockets goes to the server, which answers all that has come.
+        found = {client: settled(client) for client in callers}
+        for _ in range(2):
+            asked = server.driver(b"GetId")
+            while serve(server, seen) != asked:
+                pass
+        for client, last in waiting.items():
+            came = {m.reply_serial: m for m in found[client] + settled(client)}
+            serial = 100 * last
+            if serial in came:
+                told += came[serial].error_name == NO_REPLY
+                answered += came[serial].error_name is None
+            else:
+                assert serial not in seen, "it came, and nobody is told"
+                unheard += 1
+    assert told + answered > 5 * unheard
+
+
+def arrived(client: RawClient) -> bool:
+    poll = select.poll()
+    poll.register(client.sock, select.POLLIN)
+    return bool(client._unread) or bool(poll.poll(0))
+
+
+def serve(server: RawClient, seen: set[int]) -> int:
+    """Answers a call, if it is one; what it is a reply to."""
+    message = server.receive()
+    assert message is not None
+    if message.type == wire.CALL:
+        seen.add(message.serial)
+        assert message.sender is not None
+        server.message(
+            wire.RETURN, destination=message.sender.encode(), reply_serial=message.serial
+        )
+    return message.reply_serial
 
 
 def busy(address: str, stop: threading.Event) -> None:

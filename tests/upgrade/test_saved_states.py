@@ -23,7 +23,7 @@ from typing import Any
 import buses
 import pytest
 from rawclient import RawClient
-from upgrading import NotUpgraded, build, joined, settled, upgrade
+from upgrading import NotUpgraded, build, joined, settled, until, upgrade
 
 from jitney.compat import wire
 from jitney.compat.upgrade import form
@@ -54,10 +54,13 @@ class Predecessor:
             mine.settimeout(15)
             if peer["conn"] >= 0:
                 self.clients[self.document["bus"]["connections"][peer["conn"]]["id"]] = mine
-        for server in self.document["servers"]:
+        servers = [("bus", server) for server in self.document["servers"]]
+        if self.document["doors"] is not None:
+            servers += [(door["name"], door["server"]) for door in self.document["doors"]["doors"]]
+        for name, server in servers:
             for place in server["sockets"]:
                 listening = stack.enter_context(socket.socket(socket.AF_UNIX))
-                listening.bind(str(folder / "bus"))
+                listening.bind(str(folder / name))
                 listening.listen()
                 fds[place] = listening.fileno()
         if self.document["keeper"] >= 0:
@@ -109,6 +112,8 @@ def test_it_is_gone_on_with(path: Path, tmp_path: Path) -> None:
             its.close()
             old.hand_over(channel)
             goes_on(f"unix:path={tmp_path}/bus", old)
+            if old.document["doors"] is not None:
+                endpoints_go_on(tmp_path, old)
         finally:
             process.terminate()
             process.wait(10)
@@ -140,6 +145,37 @@ def goes_on(address: str, old: Predecessor) -> None:
     poll = select.poll()
     poll.register(old.clients[6], select.POLLIN)
     assert poll.poll(10000), "the monitor sees nothing"
+
+
+def endpoints_go_on(folder: Path, old: Predecessor) -> None:
+    """Number 7 came in by an endpoint of 1's, which opens one name to it, and learns."""
+    inside, owner = revived(old, 7), revived(old, 1)
+    refused = inside.reply_to(
+        inside.message(destination=b"com.example.Hidden", path=b"/", interface=b"a.b", member=b"M")
+    )
+    assert refused.error_name == "org.freedesktop.DBus.Error.ServiceUnknown"
+    ask = inside.driver(b"GetNameOwner", "s", "com.example.N")
+    assert inside.reply_to(ask).body == [":1.0"]
+    learned = owner.driver(b"Learned", "s", "box", interface=b"org.jitney.Endpoints1")
+    assert owner.reply_to(learned).body[0] == [
+        "call com.example.N=a.b.Early", "# refused:", "# call com.example.Hidden=a.b.M",
+    ]  # fmt: skip
+    about = owner.driver(
+        b"DescribeInstance", "o", "/org/jitney/Containers1/c1", interface=b"org.jitney.Containers1"
+    )
+    assert owner.reply_to(about).body[1:] == ["com.example.Kind", "app", {"x": ("ay", b"\xff")}]
+    for name in ("box", "container-1"):
+        with RawClient(f"unix:path={folder / name}") as client:
+            client.hello()
+    # They are the owner's, and go with it.
+    other = joined(f"unix:path={folder}/bus")
+    owner.close()
+
+    def listed() -> list[str]:
+        asked = other.driver(b"List", interface=b"org.jitney.Endpoints1")
+        return [door["name"] for door in json.loads(other.reply_to(asked).body[0])]
+
+    until(lambda: not listed())
 
 
 def revived(old: Predecessor, number: int) -> RawClient:
@@ -194,6 +230,20 @@ def save(path: Path) -> None:
             asked = caller.driver(b"GetPeer", "s", ":1.2", interface=b"org.jitney.Inspect1")
             about = json.loads(caller.reply_to(asked).body[0])
             waits += about["queued_bytes"] > 0
+        door, options = str(bus.directory / "box"), {"learn": ("b", True)}
+        added = owner.driver(
+            b"Add", "ssasa{sv}", "box", door, ["talk com.example.N"], options,
+            interface=b"org.jitney.Endpoints1",
+        )  # fmt: skip
+        inside = joined(str(owner.reply_to(added).body[0]))
+        inside.message(destination=b"com.example.N", path=b"/", interface=b"a.b", member=b"Early")
+        settled(inside)
+        metadata = {"x": ("ay", b"\xff")}
+        served = owner.driver(
+            b"AddServer", "ssa{sv}a{sv}", "com.example.Kind", "app", metadata, {},
+            interface=b"org.jitney.Containers1",
+        )  # fmt: skip
+        assert owner.reply_to(served).error_name is None
         half.send(half_message()[:20])
         unfinished = socket.socket(socket.AF_UNIX)
         unfinished.connect(str(bus.directory / "bus"))
