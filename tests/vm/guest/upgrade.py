@@ -1,0 +1,42 @@
+"""`systemctl reload dbus`, for the system bus and the user's.
+
+Invariant: nobody who was on a bus before is gone afterwards, and systemd knows the bus's process.
+"""
+
+from __future__ import annotations
+
+import os
+
+from buses import DBUS
+from helpers import BUS, ask, main_pid, run
+
+
+def check_reload_of_the_system_bus() -> str:
+    return reload(run, (), "--system")
+
+
+def check_reload_of_the_user_bus() -> str:
+    return reload(ask, ("--user",), "--user")
+
+
+def reload(command: object, manager: tuple[str, ...], bus: str) -> str:
+    before, pid = known(command, bus), main_pid(*manager)
+    command("systemctl", *manager, "reload", "dbus")
+    after, new = known(command, bus), main_pid(*manager)
+    assert after == before, (before, after)
+    if BUS == "jitney-daemon":
+        assert new != pid, "the bus was not upgraded"
+        assert not os.path.exists(f"/proc/{pid}"), "the old process is still there"
+    else:
+        assert new == pid
+    assert command("systemctl", *manager, "is-active", "dbus") == "active"
+    return f"{pid} -> {new}"
+
+
+def known(command: object, bus: str) -> dict[str, str]:
+    """The bus's id, and who owns what; but for who is asking."""
+    found = {"id": command("busctl", bus, "call", *DBUS, "GetId")}
+    for line in command("busctl", bus, "list", "--no-legend", "--acquired").splitlines():
+        name = line.split()[0]
+        found[name] = command("busctl", bus, "call", *DBUS, "GetNameOwner", "s", name)
+    return found
