@@ -96,6 +96,7 @@ def pack(file: Path, plan: Plan) -> None:
     lines.write_text("".join(f"{title} {module}\n" for title, module in plan))
     with tarfile.open(file, "w") as tar:
         tar.add(GUEST, "guest", filter=lambda info: None if "__pycache__" in info.name else info)
+        tar.add(GUEST.parent.parent / "rawclient.py", "guest/rawclient.py")
         tar.add(lines, "guest/plan")
 
 

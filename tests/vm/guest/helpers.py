@@ -78,9 +78,9 @@ def judge(words: tuple[str, ...], ended: int, said: str, status: int | None) -> 
         raise Failed(words, ended, said)
 
 
-def until(true: Callable[[], object], what: str) -> None:
+def until(true: Callable[[], object], what: str, seconds: float = LONG) -> None:
     """Waits for something that happens by itself."""
-    end = time.monotonic() + LONG
+    end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, f"waited in vain for {what}"
         time.sleep(0.5)

@@ -1,4 +1,4 @@
-"""`systemctl reload dbus`, for the system bus and the user's.
+"""`systemctl reload dbus`, for the system bus.
 
 Invariant: nobody who was on a bus before is gone afterwards, and systemd knows the bus's process.
 """
@@ -6,20 +6,17 @@ Invariant: nobody who was on a bus before is gone afterwards, and systemd knows 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 from buses import DBUS
-from helpers import BUS, ask, main_pid, run
+from helpers import BUS, main_pid, run
 
 
 def check_reload_of_the_system_bus() -> str:
     return reload(run, (), "--system")
 
 
-def check_reload_of_the_user_bus() -> str:
-    return reload(ask, ("--user",), "--user")
-
-
-def reload(command: object, manager: tuple[str, ...], bus: str) -> str:
+def reload(command: Callable[..., str], manager: tuple[str, ...], bus: str) -> str:
     before, pid = known(command, bus), main_pid(*manager)
     command("systemctl", *manager, "reload", "dbus")
     after, new = known(command, bus), main_pid(*manager)
@@ -33,7 +30,7 @@ def reload(command: object, manager: tuple[str, ...], bus: str) -> str:
     return f"{pid} -> {new}"
 
 
-def known(command: object, bus: str) -> dict[str, str]:
+def known(command: Callable[..., str], bus: str) -> dict[str, str]:
     """The bus's id, and who owns what; but for who is asking."""
     found = {"id": command("busctl", bus, "call", *DBUS, "GetId")}
     for line in command("busctl", bus, "list", "--no-legend", "--acquired").splitlines():
