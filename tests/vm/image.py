@@ -156,13 +156,16 @@ def debian(dest: Path) -> Path:
 
 
 def overlay(tree: Path) -> None:
-    """Our files, as root's but for those of a home."""
+    """Our files, as root's."""
     source = HERE / "overlay"
-    shutil.copytree(source, tree, symlinks=True, dirs_exist_ok=True)
-    for folder, folders, files in os.walk(source):
-        for name in (*folders, *files):
-            path = tree / os.path.relpath(os.path.join(folder, name), source)
-            os.chown(path, 0, 0, follow_symlinks=False)
+    for path in sorted(source.rglob("*")):
+        copy = tree / path.relative_to(source)
+        if path.is_dir() and not path.is_symlink():
+            copy.mkdir(exist_ok=True)
+        else:
+            copy.unlink(missing_ok=True)
+            shutil.copy(path, copy, follow_symlinks=False)
+            os.chown(copy, 0, 0, follow_symlinks=False)
 
 
 def configure(tree: Path) -> None:

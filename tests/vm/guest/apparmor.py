@@ -1,4 +1,4 @@
-"""AppArmor decides about messages and names where the kernel has the bus ask; elsewhere nothing does.
+"""AppArmor decides about messages and names where the kernel has the bus ask; elsewhere, nothing.
 
 Invariant: which of the two it is, the kernel says, not the bus.
 """

@@ -11,6 +11,14 @@ from collections.abc import Callable
 from buses import DBUS
 from helpers import BUS, main_pid, run
 
+LASTING = {
+    "--user": ("org.freedesktop.systemd1",),
+    "--system": (
+        "org.freedesktop.systemd1", "org.freedesktop.login1", "org.freedesktop.network1",
+        "org.freedesktop.PolicyKit1", "org.freedesktop.timesync1",
+    ),
+}  # fmt: skip
+
 
 def check_reload_of_the_system_bus() -> str:
     return reload(run, (), "--system")
@@ -31,9 +39,8 @@ def reload(command: Callable[..., str], manager: tuple[str, ...], bus: str) -> s
 
 
 def known(command: Callable[..., str], bus: str) -> dict[str, str]:
-    """The bus's id, and who owns what; but for who is asking."""
+    """The bus's id, and who owns what, of those that do not end when they are idle."""
     found = {"id": command("busctl", bus, "call", *DBUS, "GetId")}
-    for line in command("busctl", bus, "list", "--no-legend", "--acquired").splitlines():
-        name = line.split()[0]
+    for name in LASTING[bus]:
         found[name] = command("busctl", bus, "call", *DBUS, "GetNameOwner", "s", name)
     return found
