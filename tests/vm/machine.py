@@ -24,6 +24,10 @@ GUEST = Path(__file__).resolve().parent / "guest"
 QEMU = "qemu-system-x86_64"
 ACCEL = os.environ.get("JITNEY_VM_ACCEL", "tcg,thread=multi")
 """Emulation runs everywhere; JITNEY_VM_ACCEL=kvm where that works."""
+KERNEL = (
+    "root=/dev/vda rw console=ttyS0 panic=-1 mitigations=off loglevel=4 systemd.show_status=no "
+    "systemd.default_timeout_start_sec=1200 systemd.default_device_timeout_sec=1200"
+)
 LONG = 3600
 """Seconds: for a machine that hangs, not for a slow one."""
 
@@ -106,7 +110,7 @@ def command(image: Path, folder: Path, words: str) -> list[str]:
         "accel": ACCEL, "cpu": "max", "smp": "2", "m": "2048", "nic": "none", "display": "none",
         "vga": "none", "monitor": "none", "kernel": str(image / "vmlinuz"),
         "initrd": str(image / "initrd.img"),
-        "append": "root=/dev/vda rw console=ttyS0 panic=-1 mitigations=off " + words,
+        "append": f"{KERNEL} {words}",
     }  # fmt: skip
     line = ["nice", "-n", "5", QEMU, "-no-reboot", "-snapshot"]
     for option, value in options.items():
