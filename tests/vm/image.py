@@ -50,7 +50,6 @@ MASKED = (
 ENABLED = ("vm-checks.service", "systemd-networkd.service", "serial-getty@ttyS2.service")
 NOT_NEEDED = ("usr/share/doc", "usr/share/man", "usr/share/locale", "var/lib/apt/lists")
 CONTEXTS = "/etc/selinux/default/contexts/files/file_contexts"
-LABELLED = ("/etc", "/home", "/opt", "/root", "/usr", "/var")
 
 
 def main() -> None:
@@ -234,7 +233,7 @@ def with_fields(tree: Path) -> None:
 
 def finish(tree: Path, dest: Path) -> None:
     """The labels of SELinux, a small initrd, and the file system as one file."""
-    inside(tree, "setfiles", "-F", CONTEXTS, *LABELLED)
+    inside(tree, "setfiles", "-F", "-e", "/proc", CONTEXTS, "/")
     kernel = max((tree / "boot").glob("vmlinuz-*"))
     version = kernel.name.removeprefix("vmlinuz-")
     shutil.copy(kernel, dest / "vmlinuz")
