@@ -37,7 +37,7 @@ PACKAGES = (
     # jitney
     "python3", "python3-venv",
     # mediation
-    "selinux-policy-default", "policycoreutils", "selinux-utils", "semodule-utils",
+    "selinux-policy-default", "policycoreutils", "selinux-utils", "selinux-policy-dev", "make",
     "apparmor", "apparmor-utils", "auditd",
 )  # fmt: skip
 
@@ -66,8 +66,8 @@ def main() -> None:
     dest = given.dest.resolve()
     tree = debian(dest)
     configure(tree)
-    mediate(tree, dest)
     install_jitney(tree, wheel, dest / "wheels")
+    mediate(tree, dest)
     finish(tree, dest)
     print(f"JITNEY_VM_IMAGE={dest}")
 
@@ -117,17 +117,19 @@ def proxies() -> list[str]:
 
 
 def debian(dest: Path) -> Path:
-    """The tree with all packages, made anew only if they are to be others."""
+    """The tree with all packages; they are added to one that has some of them."""
     tree, stamp, cache = dest / "tree", dest / "tree.of", dest / "packages"
-    wanted = hashlib.sha256(repr((RELEASE, mirror(), PACKAGES)).encode()).hexdigest()
-    if stamp.exists() and stamp.read_text() == wanted:
+    wanted = f"{RELEASE} {mirror()}\n" + " ".join(PACKAGES)
+    there = stamp.read_text() if stamp.exists() else ""
+    if there == wanted:
         return tree
     stamp.unlink(missing_ok=True)
-    shutil.rmtree(tree, ignore_errors=True)
     cache.mkdir(parents=True, exist_ok=True)
     os.chmod(dest, 0o755)
-    print(f"image.py: {RELEASE} of {mirror()}", flush=True)
-    run("debootstrap", "--variant=minbase", f"--cache-dir={cache}", RELEASE, tree, mirror())
+    if there.splitlines()[:1] != wanted.splitlines()[:1]:
+        shutil.rmtree(tree, ignore_errors=True)
+        print(f"image.py: {RELEASE} of {mirror()}", flush=True)
+        run("debootstrap", "--variant=minbase", f"--cache-dir={cache}", RELEASE, tree, mirror())
     # Nothing is to be started by being installed.
     policy = tree / "usr/sbin/policy-rc.d"
     policy.write_text("#!/bin/sh\nexit 101\n")
@@ -187,13 +189,21 @@ def configure(tree: Path) -> None:
 
 
 def mediate(tree: Path, dest: Path) -> None:
-    """The domains of the checks, in SELinux's policy."""
-    module, stamp = HERE / "vm.cil", dest / "policy.of"
-    wanted = hashlib.sha256(module.read_bytes()).hexdigest() + (dest / "tree.of").read_text()
+    """SELinux's policy: our module for the bus, and the domains of the checks."""
+    (ours,) = (tree / "opt/jitney/lib").glob("python3*/site-packages/jitney/compat/data/selinux")
+    folder, stamp = tree / "tmp/policy", dest / "policy.of"
+    files = (HERE / "vm.cil", *sorted(ours.iterdir()), dest / "tree.of")
+    wanted = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
     if stamp.exists() and stamp.read_text() == wanted:
         return
-    shutil.copy(module, tree / "tmp")
-    inside(tree, "semodule", "-s", "default", "-n", "-i", "/tmp/vm.cil")
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(ours, folder)
+    shutil.copy(HERE / "vm.cil", folder)
+    build = ["make", "-C", "/tmp/policy", "-f", "/usr/share/selinux/devel/Makefile", "jitney.pp"]
+    inside(tree, *build)
+    modules = ["/tmp/policy/jitney.pp", "/tmp/policy/vm.cil"]
+    inside(tree, "semodule", "-s", "default", "-n", "-i", *modules)
+    shutil.rmtree(folder)
     stamp.write_text(wanted)
 
 

@@ -15,7 +15,7 @@ LASTING = {
     "--user": ("org.freedesktop.systemd1",),
     "--system": (
         "org.freedesktop.systemd1", "org.freedesktop.login1", "org.freedesktop.network1",
-        "org.freedesktop.PolicyKit1", "org.freedesktop.timesync1",
+        "org.freedesktop.timesync1",
     ),
 }  # fmt: skip
 
