@@ -190,8 +190,8 @@ def configure(tree: Path) -> None:
 
 def mediate(tree: Path, dest: Path) -> None:
     """SELinux's policy: our module for the bus, and the domains of the checks."""
-    (ours,) = (tree / "opt/jitney/lib").glob("python3*/site-packages/jitney/compat/data/selinux")
-    folder, stamp = tree / "tmp/policy", dest / "policy.of"
+    ours, folder = ROOT / "compat/data/selinux", tree / "tmp/policy"
+    stamp = dest / "policy.of"
     files = (HERE / "vm.cil", *sorted(ours.iterdir()), dest / "tree.of")
     wanted = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
     if stamp.exists() and stamp.read_text() == wanted:
