@@ -19,7 +19,7 @@ OWNING = "due to SELinux policy"
 
 
 def domain(name: str) -> tuple[str, ...]:
-    return "runcon", CONTEXT.format(name), "--"
+    return "runcon", CONTEXT.format(name)
 
 
 def label(pid: int) -> str:
