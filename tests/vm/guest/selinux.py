@@ -107,8 +107,9 @@ def check_permissive() -> str:
 
 
 def audited(*parts: str) -> str:
-    """The latest record of a userspace object manager with all of these."""
+    """The latest record of the bus, as it is now, with all of these."""
     found: list[str] = []
+    parts = (f" pid={main_pid()} ", *parts)
 
     def there() -> bool:
         said = run("ausearch", "--input-logs", "--message", "USER_AVC", status=None)
