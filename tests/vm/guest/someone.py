@@ -36,7 +36,8 @@ def main() -> None:
         if reply.error_name:
             answer = [reply.error_name, *reply.body]
         elif what == "label":
-            answer = [bytes(dict(reply.body[0])["LinuxSecurityLabel"][1]).decode().rstrip("\0")]
+            label = dict(reply.body[0]).get("LinuxSecurityLabel")
+            answer = [bytes(label[1]).decode().rstrip("\0") if label else None]
         else:
             answer = reply.body
         print(json.dumps(answer, default=str), flush=True)
