@@ -71,9 +71,11 @@ def handed_on() -> Iterator[None]:
     """Programs that are started meanwhile get the capability that we have kept, if we have."""
     now = permitted()
     if now & AUDIT_WRITE and os.geteuid() != 0:
-        try:
-            low, high = now & 0xFFFFFFFF, now >> 32
+        low, high = now & 0xFFFFFFFF, now >> 32
+        # A service manager that gave it to us made it inheritable, and may forbid this call.
+        with contextlib.suppress(OSError):
             _capability_call("capset", bytearray(_SETS.pack(low, low, AUDIT_WRITE, high, high, 0)))
+        try:
             _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, AUDIT_WRITE.bit_length() - 1)
         except OSError:
             pass  # then they go without
