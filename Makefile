@@ -34,7 +34,7 @@ CMD_dbus-fast := $(BIN)/python docs/examples/list_names.py
 # As it was typed: a $ in it is the shell's.
 COMMAND = $(if $(filter undefined,$(origin CMD)),$(CMD_$(CLIENT)),$(value CMD))
 
-.PHONY: help bench fuzz musl wheels run test test-compiled test-pure lint format type names dev-build clean
+.PHONY: help bench fuzz musl wheels vm vm-image run test test-compiled test-pure lint format type names dev-build clean
 .DELETE_ON_ERROR:
 
 help:
@@ -45,6 +45,7 @@ help:
 	@echo 'make fuzz                  all fuzzing targets, TIME=900 seconds each; TARGETS="bus sasl", ENGINE=c or python'
 	@echo 'make wheels                a wheel for machines with older C libraries, and a look at it'
 	@echo 'make musl                  all compiled modules with musl-gcc, and a look at what they ask for'
+	@echo 'make vm                    Debian under qemu with jitney as its buses (root, qemu, debootstrap; some minutes)'
 	@echo 'make lint format type      ruff and mypy'
 	@echo 'make dev-build DEST=/tmp/cy   the tree as it is, compiled; then PYTHONPATH=/tmp/cy'
 	@echo 'make clean                 take away all that make made'
@@ -93,6 +94,14 @@ $(FUZZ)/.built-python: $(SOURCES) | $(FUZZ)/venv/.filled
 $(FUZZ)/venv/.filled: pyproject.toml | $(FUZZ)/venv/.made
 	@$(FUZZ)/venv/bin/python -m $(PIP) install atheris $(call requirements,["build-system"]["requires"] + p["project"]["dependencies"])
 	@touch $@
+
+# A machine that boots; see tests/vm/image.py. Its Python is Debian's, so PYTHON should be that, too.
+VM ?= build/vm
+vm: vm-image $(VENV)/.filled
+	JITNEY_VM_IMAGE=$(abspath $(VM)) $(BIN)/pytest tests/vm $(ARGS)
+
+vm-image: $(VENV)/.installed-$(KIND)
+	$(BIN)/python tests/vm/image.py $(VM)
 
 lint: $(TOOLS)/.filled
 	$(TOOLS)/bin/ruff check .

@@ -10,10 +10,12 @@ of bits as in capabilities(7), and are the calling thread's: call this before th
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
 import struct
+from collections.abc import Iterator
 from typing import Any
 
 SETGID = 1 << 6
@@ -28,6 +30,7 @@ _SETS = struct.Struct("6I")
 _PR_SET_DUMPABLE = 4
 _PR_SET_KEEPCAPS = 8
 _PR_CAP_AMBIENT = 47
+_PR_CAP_AMBIENT_RAISE = 2
 _PR_CAP_AMBIENT_CLEAR_ALL = 4
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -63,6 +66,29 @@ def clear_ambient() -> None:
         pass  # before Linux 4.3 there is no such thing
 
 
+@contextlib.contextmanager
+def handed_on() -> Iterator[None]:
+    """Programs that are started meanwhile get the capability that we have kept, if we have."""
+    now = permitted()
+    if now & AUDIT_WRITE and os.geteuid() != 0:
+        low, high = now & 0xFFFFFFFF, now >> 32
+        # A service manager that gave it to us made it inheritable, and may forbid this call.
+        with contextlib.suppress(OSError):
+            _capability_call("capset", bytearray(_SETS.pack(low, low, AUDIT_WRITE, high, high, 0)))
+        try:
+            _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, AUDIT_WRITE.bit_length() - 1)
+        except OSError:
+            pass  # then they go without
+    try:
+        yield
+    finally:
+        clear_ambient()
+        try:
+            limit_to(now)
+        except OSError:
+            pass  # where nothing can be told, nothing was changed
+
+
 def own_proc_files() -> None:
     """Let our files in /proc be ours: after a change of user they are root's, until exec."""
     try:
@@ -78,8 +104,8 @@ def _capability_call(name: str, sets: bytearray) -> None:
     _check(function(*buffers))
 
 
-def _prctl(option: int, value: int) -> None:
-    _check(_function("prctl")(option, *map(ctypes.c_ulong, (value, 0, 0, 0))))
+def _prctl(option: int, value: int, more: int = 0) -> None:
+    _check(_function("prctl")(option, *map(ctypes.c_ulong, (value, more, 0, 0))))
 
 
 def _function(name: str) -> Any:

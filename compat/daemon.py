@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from . import process, ways, without_ssl
+from . import capabilities, process, ways, without_ssl
 from .auth import Keyring, Offer, check_mechanisms
 from .cli import Options
 from .config import ConfigError, Plain, Reading
@@ -389,6 +389,8 @@ class Daemon:
             self._configure(reading.result())
         except ConfigError as error:
             raise DBusError(FAILED, _located(error)) from error
+        # Ours by now; what we start has none of it.
+        capabilities.clear_ambient()
         self.guid, self.address = offer["guid"], offer["address"]
         if offer["fd_limit"] is not None:
             self.fd_limit = (offer["fd_limit"][0], offer["fd_limit"][1])

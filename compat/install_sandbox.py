@@ -5,7 +5,8 @@ itself. What systemd takes from a unit it takes from all that the unit starts, a
 helper is not root any more (NoNewPrivileges=). So the unit has it where every service of the system
 bus is started by systemd (SystemdService=), as nearly all are, and says why not elsewhere.
 
-The bus is never root in it: it starts as the configuration's `<user>`, with no capability.
+The bus is never root in it: it starts as the configuration's `<user>`, with no capability, but
+where a security module mediates with the one for the audit log.
 """
 
 from __future__ import annotations
@@ -63,6 +64,19 @@ SystemCallFilter=prlimit64 setrlimit
 SystemCallErrorNumber=EPERM
 """
 
+_MEDIATED = """\
+# Security modules are asked by writing to their files, and told of in the audit log.
+CapabilityBoundingSet=CAP_AUDIT_WRITE
+AmbientCapabilities=CAP_AUDIT_WRITE
+RestrictAddressFamilies=AF_NETLINK
+ReadWritePaths={paths}
+"""
+MODULES = {
+    "/etc/selinux/config": "/sys/fs/selinux",
+    "/sys/kernel/security/apparmor/features/dbus": "/sys/kernel/security/apparmor",
+}
+"""By what a machine is known that has one, and where its files are."""
+
 _NOTE = """\
 # Not sandboxed: {why}."""
 
@@ -80,7 +94,9 @@ def lines(tree: Tree, daemon: str) -> str:
     if why:
         return _NOTE.format(why=why)
     home = "read-only" if daemon.startswith(("/home/", "/root/", "/run/user/")) else "yes"
-    return _LINES.format(user=user, home=home).rstrip()
+    paths = " ".join(f"-{files}" for sign, files in MODULES.items() if tree.exists(sign))
+    mediated = _MEDIATED.format(paths=paths) if paths else ""
+    return (_LINES.format(user=user, home=home) + mediated).rstrip()
 
 
 def started_by_the_bus(tree: Tree) -> list[str]:

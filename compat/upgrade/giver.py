@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from .. import process
+from .. import capabilities, process
 from ..errors import FAILED, DBusError
 from . import form, keeper
 from .channel import MAX_FDS, Broken, Channel, Packet, pair
@@ -77,7 +77,7 @@ class Giver:
             raise DBusError(FAILED, f"Upgrade is not possible: there are {what}")
         try:
             self.channel, its = pair()
-            with its:
+            with its, capabilities.handed_on():
                 self.child = subprocess.Popen(
                     [*self.words, f"--take-over={its.fileno()}"],
                     pass_fds=(its.fileno(),),

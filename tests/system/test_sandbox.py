@@ -77,6 +77,18 @@ def test_what_is_in_it(machine: Path) -> None:
     assert values(unit(machine, "/home/u/venv/bin/jitney-daemon"), "ProtectHome") == ["read-only"]
 
 
+def test_what_a_security_module_needs(machine: Path) -> None:
+    """It is asked by writing, and what it denied goes to the audit log."""
+    (machine / "etc/selinux").mkdir(parents=True)
+    (machine / "etc/selinux/config").touch()
+    text = unit(machine)
+    # Lists: what comes later is added.
+    assert values(text, "CapabilityBoundingSet") == ["", "CAP_AUDIT_WRITE"]
+    assert values(text, "AmbientCapabilities") == ["CAP_AUDIT_WRITE"]
+    assert values(text, "RestrictAddressFamilies") == ["AF_UNIX", "AF_NETLINK"]
+    assert values(text, "ReadWritePaths") == ["-/sys/fs/selinux"]
+
+
 def test_not_where_the_bus_starts_services(machine: Path) -> None:
     """It would keep the helper from becoming root, and the services in the sandbox."""
     folder = machine / "usr/share/dbus-1/system-services"
