@@ -272,8 +272,9 @@ def reader(path: str) -> None:
 def client(*words: str, count: int = 1) -> subprocess.Popen[bytes]:
     """One of the functions above, in a process of its own that has printed its first line."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    # Unbuffered: what follows the first line is left to communicate().
     process = subprocess.Popen(
-        [sys.executable, __file__, *words], stdout=subprocess.PIPE, env=environment
+        [sys.executable, __file__, *words], stdout=subprocess.PIPE, env=environment, bufsize=0
     )
     assert process.stdout is not None
     process.first = process.stdout.readline()  # type: ignore[attr-defined]
