@@ -2,7 +2,8 @@
 
 Invariant: tests see jitney only as it was installed (`jitney.broker`, `jitney.compat`), never
 by the names of the folders; with JITNEY_EXPECT=compiled or =pure, nothing runs unless that is
-what was installed; JITNEY_TESTS=system leaves out what is not near the system. This folder itself is importable (`pythonpath` in pyproject.toml).
+what was installed; JITNEY_TESTS=system leaves out what is not near the system. This folder itself
+is importable (`pythonpath` in pyproject.toml).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import buses
 import hypothesis
+import leftout
 import nearby
 import pytest
 from rawclient import RawClient
@@ -51,6 +53,10 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
     if chosen == "system" and collection_path.match("test_*.py"):
         return None if nearby.is_near(collection_path) else True
     return None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    leftout.leave_out(items)
 
 
 def pytest_report_header() -> str:

@@ -195,7 +195,9 @@ def test_the_filter_has_what_the_bus_calls(machine: Path) -> None:
                 # strace, when it is ended, would let go of it.
                 with RawClient(bus.address) as client:
                     client.hello()
-                    asked = client.driver(b"GetConnectionUnixProcessID", "s", "org.freedesktop.DBus")
+                    asked = client.driver(
+                        b"GetConnectionUnixProcessID", "s", "org.freedesktop.DBus"
+                    )
                     os.kill(client.reply_to(asked).body[0], signal.SIGTERM)
         except RuntimeError as error:
             pytest.skip(f"strace may not trace here: {error}")
