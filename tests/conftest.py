@@ -40,6 +40,7 @@ def _installed() -> tuple[str, str]:
 
 
 def pytest_configure() -> None:
+    leftout.ask_for_memfds()
     expected = os.environ.get("JITNEY_EXPECT")
     kind, file = _installed()
     if expected and expected != kind:
