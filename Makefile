@@ -69,12 +69,14 @@ test-compiled: $(VENV)/.filled
 test-pure: $(VENV)/.filled build/pure/.made
 	JITNEY_EXPECT=pure PYTHONPATH=$(CURDIR)/build/pure $(PYTEST)
 
-# What is near the system (tests/nearby.py), on Linux 3.10 and without Linux's ways; docs/portability.md.
+# On Linux 3.10, what is near the system (tests/nearby.py); without Linux's ways, what of it goes through
+# compat/ways.py. docs/portability.md says how to run all.
+WAYS = $(if $(filter tests/%,$(ARGS)),,$(addprefix tests/,activation anywhere client system transport unit))
 test-linux310: $(VENV)/.filled
 	@$(call COMPILED,JITNEY_TESTS=system $(BIN)/python tests/anywhere/linux310.py $(PYTEST))
 
 test-posix: $(VENV)/.filled build/pure/.made
-	JITNEY_EXPECT=pure PYTHONPATH=$(CURDIR)/build/pure JITNEY_WAYS=posix JITNEY_TESTS=system $(PYTEST)
+	JITNEY_EXPECT=pure PYTHONPATH=$(CURDIR)/build/pure JITNEY_WAYS=posix JITNEY_TESTS=system $(PYTEST) $(WAYS)
 
 bench: $(VENV)/.installed-$(KIND)
 	$(BIN)/jitney bench $(ARGS)
