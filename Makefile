@@ -69,14 +69,16 @@ test-compiled: $(VENV)/.filled
 test-pure: $(VENV)/.filled build/pure/.made
 	JITNEY_EXPECT=pure PYTHONPATH=$(CURDIR)/build/pure $(PYTEST)
 
-# On Linux 3.10, what is near the system (tests/nearby.py); without Linux's ways, what of it goes through
-# compat/ways.py. docs/portability.md says how to run all.
-WAYS = $(if $(filter tests/%,$(ARGS)),,$(addprefix tests/,activation anywhere client system transport unit))
+# On Linux 3.10 and without Linux's ways: what is near the system (tests/nearby.py) of the folders where
+# the bus itself meets the kernel. docs/portability.md says how to run all.
+WAYS = activation anywhere client system transport unit
+LINUX310 = $(WAYS) differential endpoints security trace
+folders = $(if $(filter tests/%,$(ARGS)),,$(addprefix tests/,$(1)))
 test-linux310: $(VENV)/.filled
-	@$(call COMPILED,JITNEY_TESTS=system $(BIN)/python tests/anywhere/linux310.py $(PYTEST))
+	@$(call COMPILED,JITNEY_TESTS=system $(BIN)/python tests/anywhere/linux310.py $(PYTEST) $(call folders,$(LINUX310)))
 
 test-posix: $(VENV)/.filled build/pure/.made
-	JITNEY_EXPECT=pure PYTHONPATH=$(CURDIR)/build/pure JITNEY_WAYS=posix JITNEY_TESTS=system $(PYTEST) $(WAYS)
+	JITNEY_EXPECT=pure PYTHONPATH=$(CURDIR)/build/pure JITNEY_WAYS=posix JITNEY_TESTS=system $(PYTEST) $(call folders,$(WAYS))
 
 bench: $(VENV)/.installed-$(KIND)
 	$(BIN)/jitney bench $(ARGS)
