@@ -54,8 +54,8 @@ WITHOUT_MEMFDS = {
     **{
         f"tests/client/test_client.py::test_{name}": MEMFDS
         for name in (
-            "a_part_of_a_memfd", "call[", "descriptors[", "parts_keep_their_order", "the_outbox_may_be_full",
-            "payload_of_any_size[200000-False", "payload_of_any_size[66000-False",
+            "a_part_of_a_memfd", "call[", "descriptors[", "parts_keep_their_order",
+            "the_outbox_may_be_full", "payload_of_any_size[200000-False", "payload_of_any_size[66000-False",
             "what_is_beyond_all_limits_goes_in_a_memfd",
         )
     },
