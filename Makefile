@@ -34,7 +34,8 @@ CMD_dbus-fast := $(BIN)/python docs/examples/list_names.py
 # As it was typed: a $ in it is the shell's.
 COMMAND = $(if $(filter undefined,$(origin CMD)),$(CMD_$(CLIENT)),$(value CMD))
 
-.PHONY: help bench fuzz musl wheels vm vm-image run test test-compiled test-pure lint format type names dev-build clean
+.PHONY: help bench fuzz musl wheels vm vm-image run test test-compiled test-pure test-linux310 test-posix lint \
+	format type names dev-build clean
 .DELETE_ON_ERROR:
 
 help:
@@ -55,14 +56,30 @@ run: $(VENV)/.installed-$(KIND) $(if $(filter dbus-fast,$(CLIENT)),$(VENV)/.fill
 	@$(info + $(COMMAND))true
 	@$(BIN)/python -m jitney.compat.run_session -- $(COMMAND)
 
-test: test-compiled test-pure
+test: test-compiled test-pure test-linux310 test-posix
+
+# Tests mostly wait: as many at once as JOBS says, a file's in one process, since they share buses.
+JOBS ?= $(shell echo $$((2 * $$(nproc))))
+PYTEST = $(BIN)/pytest -n $(JOBS) --dist loadfile --durations=15 $(ARGS)
+COMPILED = $(if $(CC_MISSING),echo 'jitney: testing plain Python only and NOT the compiled build; for both: apt install $(CC_MISSING)', \
+	$(MAKE) -s $(VENV)/.installed-compiled && JITNEY_EXPECT=compiled $(1))
 
 test-compiled: $(VENV)/.filled
-	@$(if $(CC_MISSING),echo 'jitney: testing plain Python only and NOT the compiled build; for both: apt install $(CC_MISSING)', \
-		$(MAKE) -s $(VENV)/.installed-compiled && JITNEY_EXPECT=compiled $(BIN)/pytest $(ARGS))
+	@$(call COMPILED,$(PYTEST))
 
 test-pure: $(VENV)/.filled build/pure/.made
-	JITNEY_EXPECT=pure PYTHONPATH=$(CURDIR)/build/pure $(BIN)/pytest $(ARGS)
+	JITNEY_EXPECT=pure PYTHONPATH=$(CURDIR)/build/pure $(PYTEST)
+
+# On Linux 3.10 and without Linux's ways: what is near the system (tests/nearby.py) of the folders where
+# the bus itself meets the kernel. docs/portability.md says how to run all.
+WAYS = activation anywhere client system transport unit
+LINUX310 = $(WAYS) differential endpoints security trace
+folders = $(if $(filter tests/%,$(ARGS)),,$(addprefix tests/,$(1)))
+test-linux310: $(VENV)/.filled
+	@$(call COMPILED,JITNEY_TESTS=system $(BIN)/python tests/anywhere/linux310.py $(PYTEST) $(call folders,$(LINUX310)))
+
+test-posix: $(VENV)/.filled build/pure/.made
+	JITNEY_EXPECT=pure PYTHONPATH=$(CURDIR)/build/pure JITNEY_WAYS=posix JITNEY_TESTS=system $(PYTEST) $(call folders,$(WAYS))
 
 bench: $(VENV)/.installed-$(KIND)
 	$(BIN)/jitney bench $(ARGS)

@@ -2,7 +2,8 @@
 
 Invariant: tests see jitney only as it was installed (`jitney.broker`, `jitney.compat`), never
 by the names of the folders; with JITNEY_EXPECT=compiled or =pure, nothing runs unless that is
-what was installed. This folder itself is importable (`pythonpath` in pyproject.toml).
+what was installed; JITNEY_TESTS=system leaves out what is not near the system. This folder itself
+is importable (`pythonpath` in pyproject.toml).
 """
 
 from __future__ import annotations
@@ -14,10 +15,20 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
 
 import buses
+import hypothesis
+import leftout
+import nearby
 import pytest
 from rawclient import RawClient
+
+# A busy machine fails nothing.
+hypothesis.settings.register_profile(
+    "patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("patient")
 
 LOOSE = ("/dev/null", "/memfd:", "anon_inode:[pidfd]")
 
@@ -29,10 +40,24 @@ def _installed() -> tuple[str, str]:
 
 
 def pytest_configure() -> None:
+    leftout.ask_for_memfds()
     expected = os.environ.get("JITNEY_EXPECT")
     kind, file = _installed()
     if expected and expected != kind:
         raise pytest.UsageError(f"JITNEY_EXPECT={expected}, but {file} is {kind}")
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    chosen = os.environ.get("JITNEY_TESTS", "all")
+    if chosen not in ("all", "system"):
+        raise pytest.UsageError(f"JITNEY_TESTS={chosen} is neither all nor system")
+    if chosen == "system" and collection_path.match("test_*.py"):
+        return None if nearby.is_near(collection_path) else True
+    return None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    leftout.leave_out(items)
 
 
 def pytest_report_header() -> str:

@@ -333,6 +333,7 @@ class World:
 
     def __init__(self) -> None:
         self.domain = Domain()
+        self.made: list[Client] = []
         self.begin()
 
     def begin(self) -> None:
@@ -345,11 +346,15 @@ class World:
         self.bus = self.domain.buses[b"0-test"]
 
     def close(self) -> None:
-        """The end of all that is outside this process's memory."""
+        """The end of all clients: a bus that still has some is held by them for good."""
+        for client in self.made:
+            client.close()
 
     def at(self, endpoint: Any, **more: Any) -> Any:
         """Who has opened this endpoint (None: the control node)."""
-        return Client(self.domain, endpoint, **more)
+        client = Client(self.domain, endpoint, **more)
+        self.made.append(client)
+        return client
 
     def control_node(self, **more: Any) -> Any:
         return self.at(None, **more)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,19 @@ from jitney.bench.results import Results
 def results() -> Results:
     """A rich run, which the test may change."""
     return run()
+
+
+@pytest.fixture(autouse=True)
+def folders_are_ours(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    """What is left of a broker is looked for where nobody else starts one at the same time."""
+    tmp_path_factory.getbasetemp()  # which stays outside
+    with tempfile.TemporaryDirectory(prefix="jitney-") as folder:
+        Path(folder).chmod(0o755)
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        yield
+        monkeypatch.undo()
 
 
 @pytest.fixture(autouse=True)

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rawclient import build
 
+from jitney.broker.mem import COMPILED
 from jitney.broker.message import Message
 from jitney.compat import wire
 
@@ -165,7 +166,7 @@ FIELDS = st.lists(
 )
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=1500 if COMPILED else 500, deadline=None)
 @given(
     st.one_of(
         st.builds(

@@ -188,7 +188,8 @@ def statistics(stage: Stage) -> None:
 
 @scenario()
 def reload_and_environment(stage: Stage) -> None:
-    watcher, client = stage.client("watcher"), stage.client("client")
+    # Who has to wait for the reload is read first: jitney answers others meanwhile.
+    client, watcher = stage.client("client"), stage.client("watcher")
     watcher.driver("AddMatch", "s", "type='signal'")
     client.driver("AddMatch", "s", "type='signal'")
     client.driver("ReloadConfig")

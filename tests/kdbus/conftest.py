@@ -75,6 +75,6 @@ def front(name: str) -> Iterator[Any]:
 
 
 @pytest.fixture
-def core() -> World:
+def core() -> Iterator[World]:
     """The same by plain calls alone, for tests that look at what no client is told."""
-    return World()
+    yield from front("core")

@@ -174,6 +174,7 @@ def test_anything_at_all(steps: list[tuple[int, int, int, int]]) -> None:
         conn = client.handle.conn
         assert conn is not None
         assert conn.requests == 0
+    walk.world.close()
 
 
 NAMES = [form.name for form in uapi.FORMS]
@@ -211,6 +212,7 @@ def test_any_bytes(
     number, _ = client.ioctl(name, changed)
     assert number == 0 or number in e.errorcode
     assert world.conn().error("LIST", 15) == 0
+    world.close()
 
 
 @settings(max_examples=200, deadline=None)
@@ -232,3 +234,4 @@ def test_any_message(flags: int, items: list[tuple[int, bytes]], dst: int, timeo
     number = client.send(message(dst, body, flags, timeout=timeout))
     assert number in (0, -1) or number in e.errorcode
     assert world.conn().send(message(client.id)) == 0
+    world.close()

@@ -66,8 +66,10 @@ def test_many_calls_without_a_reply() -> None:
         caller.hello()
         service.hello()
 
+        clock = ~bus.pid << 3 | 2  # the CPU time of the bus, whatever else the machine does
+
         def call_and_answer(count: int) -> float:
-            start = time.monotonic()
+            start = time.clock_gettime(clock)
             for _ in range(count):
                 serial = caller.message(
                     destination=service.unique_name.encode(), path=b"/", interface=b"a.b",
@@ -80,7 +82,7 @@ def test_many_calls_without_a_reply() -> None:
                     wire.RETURN, destination=caller.unique_name.encode(), reply_serial=serial
                 )
                 caller.reply_to(serial)
-            return time.monotonic() - start
+            return time.clock_gettime(clock) - start
 
         call_and_answer(50)
         few = min(call_and_answer(100) for _ in range(3))

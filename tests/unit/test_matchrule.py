@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rawclient import RawClient
 
+from jitney.broker.mem import COMPILED
 from jitney.compat import matchrule
 from jitney.compat.errors import LIMITS_EXCEEDED, MATCH_RULE_INVALID, DBusError
 
@@ -181,7 +182,7 @@ JUNK = st.lists(st.sampled_from([*PIECES, "=", "'", ",", ", "])).map("".join)
 TEXTS = st.lists(PAIR | JUNK, max_size=18).map(",".join) | JUNK
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=2000 if COMPILED else 500, deadline=None)
 @given(TEXTS)
 def test_the_short_way_agrees_with_the_long_one(text: str) -> None:
     short = matchrule.plain(text.encode())
