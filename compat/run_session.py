@@ -74,19 +74,26 @@ def run(command: Sequence[str], address: str) -> int:
     """Run `command` on the bus at `address` and return its exit status (see the file's head)."""
     environment = {key: value for key, value in os.environ.items() if key not in FOREIGN}
     environment["DBUS_SESSION_BUS_ADDRESS"] = address
-    child = subprocess.Popen(command, env=environment)
+    child: subprocess.Popen[bytes] | None = None
+    early: list[int] = []
 
     def pass_on(number: int, _frame: object) -> None:
-        child.send_signal(number)
+        if child is None:
+            early.append(number)
+        else:
+            child.send_signal(number)
 
     before = {
-        # The terminal sends these to the command, too: only outlive them.
-        signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),
-        signal.SIGQUIT: signal.signal(signal.SIGQUIT, signal.SIG_IGN),
         signal.SIGTERM: signal.signal(signal.SIGTERM, pass_on),
         signal.SIGHUP: signal.signal(signal.SIGHUP, pass_on),
     }
     try:
+        child = subprocess.Popen(command, env=environment)
+        for number in early:
+            child.send_signal(number)
+        # The terminal sends these to the command, too, which is not to inherit that: outlive them.
+        for number in (signal.SIGINT, signal.SIGQUIT):
+            before[number] = signal.signal(number, signal.SIG_IGN)
         status = child.wait()
     finally:
         for number, handler in before.items():

@@ -54,7 +54,7 @@ class Host:
     fd_limit = None
     metrics: tuple[Any, ...] = ()
     guid = ""
-    mount = None
+    places = None
 
     def __init__(
         self, loop: AbstractEventLoop, about: Mapping[str, Any], environ: Mapping[str, str]

@@ -81,7 +81,7 @@ class Reading:
         try:
             self._pid = os.fork()
             if not self._pid:
-                _become_reader(self.path, writable, mask)
+                _become_reader(self.path, self._pipe, writable, mask)
         except OSError:
             os.close(self._pipe)
         finally:
@@ -101,7 +101,7 @@ class Reading:
             return None
 
 
-def _become_reader(path: str, writable: int, mask: set[Any]) -> NoReturn:
+def _become_reader(path: str, bus_end: int, writable: int, mask: set[Any]) -> NoReturn:
     """In the child, with all signals blocked and without a collector: reads, and ends."""
     status = 1
     try:
@@ -113,6 +113,8 @@ def _become_reader(path: str, writable: int, mask: set[Any]) -> NoReturn:
         for number in _IGNORED:
             signal.signal(number, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        # Else we would wait for ourselves to read the answer, once the bus is gone.
+        os.close(bus_end)
         # The bus may go on meanwhile: who leaves it is not to be kept by us.
         _let_go_of_sockets()
         # Looking for plugins takes pydantic longer than all models together.

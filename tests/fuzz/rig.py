@@ -162,7 +162,7 @@ class Rig:
     fd_limit = None
     metrics = ()
     guid = GUID
-    mount = None
+    places = None
     address = f"unix:path=/x,guid={GUID}"
 
     def __init__(self) -> None:

@@ -171,6 +171,17 @@ def test_child_killed_half_way(tmp_path: Path) -> None:
         reading.result()
 
 
+def test_a_bus_that_ends_meanwhile_leaves_no_child(tmp_path: Path) -> None:
+    # There is more to say than a pipe holds. What is started has our pipe, too: the last one ends it.
+    script = (
+        "import os, select, sys; from jitney.compat.config import Reading\n"
+        "reading = Reading(sys.argv[1]); select.select([reading._pipe], [], []); os._exit(0)"
+    )
+    words = [sys.executable, "-c", script, many_rules(tmp_path)]
+    done = subprocess.run(words, stdout=subprocess.PIPE, timeout=50, check=False)
+    assert done.returncode == 0
+
+
 def test_child_that_ends_without_a_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(child, "_answer", lambda path: os._exit(7))
     with pytest.raises(ConfigError, match=r"Failed to read configuration .* with status 7"):
