@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import tempfile
 from collections import deque
 from collections.abc import Sequence
 
@@ -54,12 +55,24 @@ class Pool:
             pass  # somebody still looks at a message; the last view unmaps it
 
 
+def _shared() -> int:
+    """A memfd; before Linux 3.17 a file of a tmpfs that has no name, which the bus takes as well."""
+    try:
+        return os.memfd_create("jitney-outbox", os.MFD_CLOEXEC)
+    except (AttributeError, OSError):
+        for folder in ("/dev/shm", os.environ.get("XDG_RUNTIME_DIR")):
+            if folder and os.access(folder, os.W_OK):
+                with tempfile.TemporaryFile(dir=folder) as file:
+                    return os.dup(file.fileno())
+        raise
+
+
 class Outbox:
     """A ring of memory that both sides have mapped, for payload that does not fit a frame."""
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self.fd = os.memfd_create("jitney-outbox", os.MFD_CLOEXEC)
+        self.fd = _shared()
         os.ftruncate(self.fd, size)
         self.map = mmap.mmap(self.fd, size)
         # (serial, where its bytes end) of requests that were not answered, the oldest first.

@@ -48,25 +48,18 @@ WITHOUT_LINUX_WAYS = {
     "tests/test_inspect.py::test_commands": PIDS,
     "tests/test_top.py::test_the_screen": PIDS,
     "tests/testing/": LOOPS,
-    # A fault of ours, as it seems: a line more in the log of a start that fails anyway.
-    "tests/unit/test_daemon.py::test_fails_as_dbus_daemon[print-pid-fork]": "not understood yet",
     "tests/upgrade/test_live_upgrade.py::test_policies_of_groups_and_of_users": PIDS,
 }
 WITHOUT_MEMFDS = {
     **{
         f"tests/client/test_client.py::test_{name}": MEMFDS
         for name in (
-            "a_part_of_a_memfd", "call[", "descriptors[", "parts_keep_their_order",
-            "the_outbox_may_be_full", "payload_of_any_size[200000-False",
-            "payload_of_any_size[66000-False",
-            "what_is_beyond_all_limits_goes_in_a_memfd",
+            "a_part_of_a_memfd", "descriptors[", "parts_keep_their_order",
+            "the_outbox_may_be_full", "what_is_beyond_all_limits_goes_in_a_memfd",
         )
     },
-    "tests/client/test_codec.py::test_the_outbox_keeps_what_was_not_answered": MEMFDS,
     "tests/client/test_example.py": MEMFDS,
     "tests/kdbus/native/test_format.py::test_pool_is_for_reading": "a file has no seals",
-    # A fault of ours, as it seems: under the filter nobody hears of the descriptor.
-    "tests/kdbus/native/test_format.py::test_cancel_descriptor": "not understood yet",
 }  # fmt: skip
 WITHOUT_GROUPS = {
     "tests/kdbus/test_names_and_policy.py::test_rights[native-foo.bar-rights7": GROUPS,

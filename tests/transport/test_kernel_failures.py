@@ -72,9 +72,9 @@ class World:
             fd_limit=None,
             address="",
             guid="",
-            mount=None,
+            places=None,
             listeners=[],
-            reload=lambda: None,
+            reload_soon=lambda: None,
         )
         self.service = BusService(daemon, self.loop)  # type: ignore[arg-type]
         self.hub, self.bus = self.service.hub, self.service.bus
