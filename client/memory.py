@@ -56,7 +56,7 @@ class Pool:
 
 
 def _shared() -> int:
-    """A memfd; before Linux 3.17 a file of a tmpfs that has no name, which the bus takes as well."""
+    """A memfd; before Linux 3.17 a file of a tmpfs without a name, which the bus takes as well."""
     try:
         return os.memfd_create("jitney-outbox", os.MFD_CLOEXEC)
     except (AttributeError, OSError):

@@ -15,6 +15,7 @@ from typing import Any
 
 from jitney.broker.kdbus import constants as c
 from jitney.broker.kdbus.metadata import Creds, Facts
+from jitney.compat import ways
 
 from ..process import (
     HOST_USER,
@@ -50,8 +51,11 @@ def _option(sock: socket.socket, number: int) -> bytes | None:
 
 def connected(sock: socket.socket) -> SocketCreds:
     """Credentials of who connected, to be kept."""
-    data = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size)
-    pid, uid, gid = UCRED.unpack(data)
+    if hasattr(socket, "SO_PEERCRED"):
+        data = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size)
+        pid, uid, gid = UCRED.unpack(data)
+    else:
+        pid, uid, gid = ways.peer_ids(sock.fileno()) or (0, NOBODY, NOBODY)
     status = status_of(pid) if pid else {}
     uids = numbers(status.get(b"Uid"))
     real = uids[0] if len(uids) == 4 and uid in uids[:3] else uid

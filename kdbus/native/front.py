@@ -22,6 +22,7 @@ from typing import Any
 
 from jitney.broker.kdbus.domain import Domain
 from jitney.broker.kdbus.errors import KdbusError
+from jitney.compat import ways
 
 from ..deadlines import Deadlines
 from ..jobs import Jobs
@@ -89,9 +90,9 @@ class Front(Server, Reading, FrontSlots):
         self.waits = waits
         if waits:
             waiter = rounds.Waiter(self)
-            self.poll = select.epoll.fromfd(os.dup(loop.adopt(waiter)))
+            self.poll = ways.poll_set(loop.adopt(waiter))
         else:
-            self.poll = select.epoll()
+            self.poll = ways.poll_set()
         self.ready = Poll(self.poll)
         kind = socket.SOCK_STREAM if self.stream else socket.SOCK_SEQPACKET
         domain = self.domain

@@ -356,7 +356,9 @@ def fails(command: list[str], folder: Path, name: str) -> tuple[int, str, list[s
     # dbus-daemon, when it forks, at times complains of its own epoll set as well.
     noise = ("fd limit", "Error when trying to remove fd")
     lines = [
-        line for line in done.stderr.splitlines() if line and not any(word in line for word in noise)
+        line
+        for line in done.stderr.splitlines()
+        if line and not any(word in line for word in noise)
     ]
     assert len(lines) == 1, lines
     line = lines[0]
