@@ -22,9 +22,7 @@ TESTS = Path(__file__).resolve().parent
 PIDS = "it asks for pids, which only Linux and macOS tell"
 ORDER = "its record holds pids, and takes who sends first to be routed first, as epoll does"
 LOOPS = "another event loop watches the bus as one descriptor, which poll() is not"
-SOCKETS = (
-    "on a loop that is not its own, kdbus waits on one descriptor for many, which poll() is not"
-)
+SOCKETS = "on a loop of others, kdbus waits on one descriptor for many, which poll() is not"
 EPOLL = "it has calls of epoll fail, and there are none"
 MEMFDS = "a client sends what is large in memfds (Linux 3.17)"
 GROUPS = "the kernel does not tell groups"

@@ -172,7 +172,7 @@ def test_child_killed_half_way(tmp_path: Path) -> None:
 
 
 def test_a_bus_that_ends_meanwhile_leaves_no_child(tmp_path: Path) -> None:
-    # There is more to say than a pipe holds. What is started has our pipe, too: the last one ends it.
+    # There is more to say than a pipe holds. The child has our pipe, too: the last one ends it.
     script = (
         "import os, select, sys; from jitney.compat.config import Reading\n"
         "reading = Reading(sys.argv[1]); select.select([reading._pipe], [], []); os._exit(0)"

@@ -355,11 +355,8 @@ def fails(command: list[str], folder: Path, name: str) -> tuple[int, str, list[s
     assert done.stdout == ""
     # dbus-daemon, when it forks, at times complains of its own epoll set as well.
     noise = ("fd limit", "Error when trying to remove fd")
-    lines = [
-        line
-        for line in done.stderr.splitlines()
-        if line and not any(word in line for word in noise)
-    ]
+    said = filter(None, done.stderr.splitlines())
+    lines = [line for line in said if not any(words in line for words in noise)]
     assert len(lines) == 1, lines
     line = lines[0]
     match = re.fullmatch(r"dbus(?:-daemon)?\[\d+\]: Failed to start message bus: (.*)", line)
