@@ -166,6 +166,7 @@ def test_the_screen(bus: buses.Daemon, screen: Callable[[list[str]], Tmux]) -> N
         terminal.until(lambda text: rows(text) == list(reversed(rows(shown))), "the reverse")
         # A filter, as it is typed.
         terminal.keys("/")
+        terminal.until(lambda text: "name, user, command" in text, "the field")
         terminal.keys("a.idle")
         shown = terminal.until(lambda text: len(rows(text)) == 1, "a single row")
         assert rows(shown) == [idle.unique_name]

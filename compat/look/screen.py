@@ -166,10 +166,12 @@ class Top(App[None]):
         self.draw()
 
     def action_filter(self) -> None:
-        field = self.screen_stack[0].query_one("#wanted", Input)
+        screen = self.screen_stack[0]
+        field = screen.query_one("#wanted", Input)
         field.value = self.wanted
         field.styles.display = "block"
-        field.focus()
+        # At once: focus() takes its turn after what was typed meanwhile.
+        screen.set_focus(field)
 
     def action_no_filter(self) -> None:
         self.screen_stack[0].query_one("#wanted", Input).styles.display = "none"
