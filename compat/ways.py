@@ -113,6 +113,10 @@ class KqueueSet:
             found[event.ident] = found.get(event.ident, 0) | bits
         return list(found.items())
 
+    def fileno(self) -> int:
+        """For a loop that watches the set as one descriptor."""
+        return int(self._kqueue.fileno())
+
     def close(self) -> None:
         if self.own:
             self._kqueue.close()

@@ -22,7 +22,6 @@ TESTS = Path(__file__).resolve().parent
 PIDS = "it asks for pids, which only Linux and macOS tell"
 ORDER = "its record holds pids, and takes who sends first to be routed first, as epoll does"
 LOOPS = "another event loop watches the bus as one descriptor, which poll() is not"
-SOCKETS = "on a loop of others, kdbus waits on one descriptor for many, which poll() is not"
 EPOLL = "it has calls of epoll fail, and there are none"
 MEMFDS = "a client sends what is large in memfds (Linux 3.17)"
 GROUPS = "the kernel does not tell groups"
@@ -30,7 +29,6 @@ SLOW_LOOK = "changes of directories are found every two seconds only"
 
 WITHOUT_LINUX_WAYS = {
     "tests/anywhere/test_linux310.py::test_a_bus_on_linux_3_10": PIDS,
-    "tests/client/test_example.py": SOCKETS,
     "tests/differential/test_differential.py": ORDER,
     "tests/differential/test_real_daemons.py": ORDER,
     "tests/endpoints/test_against_proxy.py": ORDER,
@@ -39,8 +37,6 @@ WITHOUT_LINUX_WAYS = {
     "tests/faults/test_each_call.py::test_traffic[epoll": EPOLL,
     "tests/faults/test_start_up.py::test_start_up[epoll": EPOLL,
     "tests/faults/test_start_up.py::test_start_up[inotify": "it has calls of inotify fail",
-    "tests/kdbus/native/test_streams.py": SOCKETS,
-    "tests/kdbus/test_shim.py": SOCKETS,
     "tests/kdbus/worlds/test_one_daemon.py::test_credentials_either_way": PIDS,
     "tests/kdbus/worlds/test_one_daemon.py::test_other_loops_are_refused": LOOPS,
     "tests/system/test_reload.py::test_included_directory": SLOW_LOOK,

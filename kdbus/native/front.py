@@ -39,6 +39,7 @@ from .serve import Server
 from .slots import FrontSlots
 from .sysio import Poll, Reader
 from .tree import Node, Tree
+from .watched import WatchedSet
 
 ACCEPT_MAX = 64
 ACCEPT_REST = 0.1
@@ -92,7 +93,8 @@ class Front(Server, Reading, FrontSlots):
             waiter = rounds.Waiter(self)
             self.poll = ways.poll_set(loop.adopt(waiter))
         else:
-            self.poll = ways.poll_set()
+            own = ways.poll_set()
+            self.poll = own if hasattr(own, "fileno") else WatchedSet(loop, self.round)
         self.ready = Poll(self.poll)
         kind = socket.SOCK_STREAM if self.stream else socket.SOCK_SEQPACKET
         domain = self.domain
@@ -108,7 +110,7 @@ class Front(Server, Reading, FrontSlots):
         domain.changed = self.deadline_changed
         domain.made = self.tree.made
         domain.removed = self.tree.removed
-        if not waits:
+        if not waits and hasattr(self.poll, "fileno"):
             loop.add_reader(self.poll.fileno(), self.round)
 
     def show(self, kind: int) -> None:
@@ -134,7 +136,7 @@ class Front(Server, Reading, FrontSlots):
         """Ends all clients, and takes the sockets away."""
         if self.waits:
             self.loop.release()
-        else:
+        elif hasattr(self.poll, "fileno"):
             self.loop.remove_reader(self.poll.fileno())
         with self.domain.lock:
             for peer in list(self.peers.values()):
