@@ -18,22 +18,7 @@ from jitney.broker.kdbus.errors import KdbusError
 
 from ..request import Memory
 from .descriptors import Descriptors, FdHandle
-
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-class _Iovec(ctypes.Structure):
-    _fields_ = [("base", ctypes.c_size_t), ("length", ctypes.c_size_t)]
-
-
-_readv = _libc.process_vm_readv
-_writev = _libc.process_vm_writev
-for _call in (_readv, _writev):
-    _call.restype = ctypes.c_ssize_t
-    _call.argtypes = [
-        ctypes.c_int, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_void_p, ctypes.c_ulong,
-        ctypes.c_ulong,
-    ]  # fmt: skip
+from .vectors import Iovec, readv, writev
 
 SCRATCH = 2 * 1024 * 1024 + 64 * 1024
 
@@ -85,9 +70,9 @@ class ProcessMemory(Memory):
 
     def read_some(self, address: int, size: int) -> bytes:
         room = scratch()
-        local = _Iovec(room.base, size)
-        remote = _Iovec(address, size)
-        got = _readv(self.tid, ctypes.byref(local), 1, ctypes.byref(remote), 1, 0)
+        local = Iovec(room.base, size)
+        remote = Iovec(address, size)
+        got = readv(self.tid, ctypes.byref(local), 1, ctypes.byref(remote), 1, 0)
         if got < 0:
             raise _failed()
         return bytes(room.view[:got])
@@ -96,10 +81,10 @@ class ProcessMemory(Memory):
         room = scratch()
         count = len(parts)
         total = sum(size for _, size in parts)
-        local = _Iovec(room.base, total)
+        local = Iovec(room.base, total)
         # The kernel takes 1024 at a time; a message cannot have more items than that.
-        remote = (_Iovec * count)(*parts)  # type: ignore[misc]
-        got = _readv(self.tid, ctypes.byref(local), 1, remote, count, 0)
+        remote = (Iovec * count)(*parts)  # type: ignore[misc]
+        got = readv(self.tid, ctypes.byref(local), 1, remote, count, 0)
         if got < 0:
             raise _failed()
         if got != total:
@@ -113,9 +98,9 @@ class ProcessMemory(Memory):
 
     def write(self, address: int, data: bytes) -> None:
         buffer = ctypes.create_string_buffer(data, len(data))
-        local = _Iovec(ctypes.addressof(buffer), len(data))
-        remote = _Iovec(address, len(data))
-        done = _writev(self.tid, ctypes.byref(local), 1, ctypes.byref(remote), 1, 0)
+        local = Iovec(ctypes.addressof(buffer), len(data))
+        remote = Iovec(address, len(data))
+        done = writev(self.tid, ctypes.byref(local), 1, ctypes.byref(remote), 1, 0)
         if done < 0:
             raise _failed()
         if done != len(data):

@@ -12,26 +12,12 @@ import struct
 import time
 from typing import Any
 
+from .vectors import Iovec, readv, writev
+
 _HEAD = struct.Struct("=IiQ")
 _IOCTL = struct.Struct("=IiQiIII")
 _NEWS = struct.Struct("=IiQQ")
 _NOTIFY_POLL = 1
-
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-class _Iovec(ctypes.Structure):
-    _fields_ = [("base", ctypes.c_size_t), ("length", ctypes.c_size_t)]
-
-
-_readv = _libc.process_vm_readv
-_writev = _libc.process_vm_writev
-for _call in (_readv, _writev):
-    _call.restype = ctypes.c_ssize_t
-    _call.argtypes = [
-        ctypes.c_int, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_void_p, ctypes.c_ulong,
-        ctypes.c_ulong,
-    ]  # fmt: skip
 
 now = time.monotonic
 
@@ -88,9 +74,9 @@ def copy_out(tid: int, address: int, buffer: bytearray, at: int, n: int) -> int:
     """Writes into a client's memory; how much it took."""
     _check(buffer, at, n)
     held = (ctypes.c_char * len(buffer)).from_buffer(buffer)
-    here = _Iovec(ctypes.addressof(held) + at, n)
-    there = _Iovec(address, n)
-    done = _writev(tid, ctypes.byref(here), 1, ctypes.byref(there), 1, 0)
+    here = Iovec(ctypes.addressof(held) + at, n)
+    there = Iovec(address, n)
+    done = writev(tid, ctypes.byref(here), 1, ctypes.byref(there), 1, 0)
     return int(done) if done >= 0 else -ctypes.get_errno()
 
 
@@ -105,8 +91,8 @@ def gather_some(tid: int, vecs: list[int], target: Any, at: int) -> int:
     if at < 0 or total > len(target) - at:
         raise IndexError("outside of the buffer")
     held = (ctypes.c_char * len(target)).from_buffer(target)
-    here = _Iovec(ctypes.addressof(held) + at, total)
+    here = Iovec(ctypes.addressof(held) + at, total)
     parts = zip(vecs[::2], vecs[1::2], strict=True)
-    there = (_Iovec * (len(vecs) // 2))(*parts)  # type: ignore[misc]
-    got = _readv(tid, ctypes.byref(here), 1, there, len(there), 0)
+    there = (Iovec * (len(vecs) // 2))(*parts)  # type: ignore[misc]
+    got = readv(tid, ctypes.byref(here), 1, there, len(there), 0)
     return int(got) if got >= 0 else -ctypes.get_errno()
