@@ -17,8 +17,12 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 GUEST = Path(__file__).resolve().parent / "guest"
 QEMU = "qemu-system-x86_64"
@@ -77,6 +81,15 @@ def checks(plan: Plan) -> list[tuple[str, str]]:
         for name in re.findall(
             r"^def check_(\w+)", (GUEST / f"{module}.py").read_text(), re.MULTILINE
         )
+    ]
+
+
+def cases(boots: Mapping[str, tuple[Plan, str]]) -> list[Any]:
+    """Parameters of a test: each boot's checks, with their rounds."""
+    return [
+        pytest.param(name, title, check, id=f"{name}-{title}-{check}")
+        for name, (plan, _) in boots.items()
+        for title, check in checks(plan)
     ]
 
 

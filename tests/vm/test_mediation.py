@@ -21,13 +21,8 @@ BOOTS = {
     "jitney": (PLAN, SELINUX),
     "dbus-daemon": (PLAN[:1], f"{SELINUX} vm.bus=dbus-daemon"),
 }
-CHECKS = [
-    pytest.param(bus, title, check, id=f"{bus}-{title}-{check}")
-    for bus, (plan, _) in BOOTS.items()
-    for title, check in machine.checks(plan)
-]
 
 
-@pytest.mark.parametrize(("bus", "title", "check"), CHECKS)
+@pytest.mark.parametrize(("bus", "title", "check"), machine.cases(BOOTS))
 def test_holds(bus: str, title: str, check: str) -> None:
     machine.boot(*BOOTS[bus]).holds(title, check)
