@@ -16,6 +16,7 @@ import pytest
 from activation.inside import bus_of, heredoc, programs, running_inside
 from activation.systembus import SOCKET, impossible
 from rawclient import RawClient
+from waiting import until
 
 from jitney.compat import install_lines, install_units
 
@@ -149,7 +150,9 @@ def test_container_with_a_system_bus(daemon: str, tmp_path: Path) -> None:
         pid = client.reply_to(asked).body[0]
         try:
             assert client.reply_to(client.driver(b"GetId")).body
-            assert b"sleep" in Path(f"/proc/{process.pid}/cmdline").read_bytes()
+            # The bus is ready before the entry point becomes its command.
+            cmdline = Path(f"/proc/{process.pid}/cmdline")
+            until(lambda: b"sleep" in cmdline.read_bytes(), "the command runs")
         finally:
             os.kill(pid, signal.SIGTERM)
 
