@@ -59,8 +59,9 @@ run: $(VENV)/.installed-$(KIND) $(if $(filter dbus-fast,$(CLIENT)),$(VENV)/.fill
 test: test-compiled test-pure test-linux310 test-posix
 
 # Tests mostly wait: as many at once as JOBS says, a file's in one process, since they share buses.
+# The few that fail in that crowd are tried once more, alone, and named.
 JOBS ?= $(shell echo $$((2 * $$(nproc))))
-PYTEST = $(BIN)/pytest -n $(JOBS) --dist loadfile --durations=15 $(ARGS)
+PYTEST = $(BIN)/python tests/run.py -n $(JOBS) --dist loadfile --durations=15 $(ARGS)
 COMPILED = $(if $(CC_MISSING),echo 'jitney: testing plain Python only and NOT the compiled build; for both: apt install $(CC_MISSING)', \
 	$(MAKE) -s $(VENV)/.installed-compiled && JITNEY_EXPECT=compiled $(1))
 
