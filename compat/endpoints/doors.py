@@ -153,22 +153,30 @@ class Doors:
         return door
 
     def shut(self, door: Door) -> None:
-        """Nobody comes in any more; who is there stays."""
+        """Nobody comes in any more; who is there stays. Who has not said who he is, is not there."""
         if door.listening:
             door.listening = False
             door.creator = None
             for listener in door.server.listeners:
                 self.service.hub.acceptor.shut(listener)
             door.server.close()
+            self._send_away(door, False)
+
+    def _send_away(self, door: Door, everybody: bool) -> None:
+        """Ends those who have come by it, or only those who still authenticate: they would come in
+        when the endpoint may be over."""
+        hub = self.service.hub
+        for peer in list(hub.peers):
+            if peer is not None and peer.listener in door.server.listeners:
+                if everybody or peer.conn is None:
+                    hub.drop(peer)
 
     def remove(self, door: Door) -> None:
         """The end of an endpoint and of its clients."""
         if self.by_name.get(door.name) is not door:
             return
         self.shut(door)
-        for peer in list(self.service.hub.peers):
-            if peer is not None and peer.listener in door.server.listeners:
-                self.service.hub.drop(peer)
+        self._send_away(door, True)
         self._over(door)
 
     def gone(self, conn: Connection) -> None:
