@@ -157,3 +157,12 @@ def test_who_stands_at_a_door_that_is_shut(bus: buses.Daemon) -> None:
         assert waiting.recv(100) == b""
     assert removals(watcher) == [instance]
     assert upgrade(launcher)["connections"] == 2
+
+
+def test_a_folder_that_was_cleared_away(bus: buses.Daemon) -> None:
+    """As systemd-tmpfiles does with what lies in /tmp for long."""
+    launcher = connected(bus.address)
+    instance, path, _ = served(launcher)
+    assert ask(launcher, b"StopInstance", "o", instance).type == wire.RETURN
+    os.rmdir(os.path.dirname(path))
+    served(launcher)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import buses
@@ -13,6 +15,8 @@ import pytest
 from rawclient import RawClient, Received
 
 from jitney.compat import wire
+from jitney.compat.endpoints import passed
+from jitney.compat.errors import DBusError
 
 ENDPOINTS = b"org.jitney.Endpoints1"
 CONTAINERS = b"org.jitney.Containers1"
@@ -163,3 +167,14 @@ def test_a_container_on_a_passed_socket(bus: buses.Daemon) -> None:
     while inside.receive() is not None:
         pass
     assert path.exists()
+
+
+def test_no_room_for_one_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That costs the launcher this call, and not its connection with all endpoints on it."""
+
+    def dup(_: int) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(os, "dup", dup)
+    with pytest.raises(DBusError, match="Too many open files"):
+        passed.server_of(SimpleNamespace(fds=[0]), 0)  # type: ignore[arg-type]
