@@ -125,6 +125,8 @@ class Doors:
         if server is None:
             if not path.startswith("/"):
                 raise DBusError(INVALID_ARGS, f"'{path}' is no absolute path")
+            if self.is_ours(path):
+                raise DBusError(FILE_EXISTS, f"'{path}' is a socket of this bus already")
             server = listen(f"unix:path={escape(path)}", self.service.front.sink.warning)
         door = Door(name, endpoint, server, lines, uid)
         door.log = bool(options.get("log"))
@@ -132,6 +134,23 @@ class Doors:
         self.service.bus.add_endpoint(endpoint)
         self.take(door)
         return door
+
+    def is_ours(self, path: str) -> bool:
+        """Whether clients of this bus come by this socket, who would find another one there."""
+        servers = [*self.service.daemon.servers]
+        servers += [door.server for door in self.by_name.values() if door.listening]
+        try:
+            about = os.stat(path)
+            place = f"unix:path={escape(os.path.realpath(path))}"
+        except OSError:
+            return False
+        for server in servers:
+            if server.socket_file is not None:
+                if server.socket_file[1:] == (about.st_dev, about.st_ino):
+                    return True
+            elif place in server.address.partition(",guid=")[0].split(";"):
+                return True
+        return False
 
     def take(self, door: Door) -> None:
         """Lets clients in, if it is one that listens; the bus knows its endpoint."""
