@@ -172,7 +172,7 @@ class Doors:
         return door
 
     def shut(self, door: Door) -> None:
-        """Nobody comes in any more; who is there stays. Who has not said who he is, is not there."""
+        """Nobody comes in any more; who is there stays. Who still authenticates is not there."""
         if door.listening:
             door.listening = False
             door.creator = None
@@ -186,9 +186,10 @@ class Doors:
         when the endpoint may be over."""
         hub = self.service.hub
         for peer in list(hub.peers):
-            if peer is not None and peer.listener in door.server.listeners:
-                if everybody or peer.conn is None:
-                    hub.drop(peer)
+            if peer is None or peer.listener not in door.server.listeners:
+                continue
+            if everybody or peer.conn is None:
+                hub.drop(peer)
 
     def remove(self, door: Door) -> None:
         """The end of an endpoint and of its clients."""
