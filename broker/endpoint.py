@@ -181,7 +181,9 @@ class Endpoint:
         """`old` is about to lose this name: who saw him by it will want to see the end of him."""
         if self.filtering and self.level_of(text) >= _SEE:
             for conn in self.connections:
-                self.notice(conn, old)
+                # Who has not said Hello has seen nobody, and is not there to be forgotten.
+                if conn.id:
+                    self.notice(conn, old)
 
     # What the grants say
 

@@ -42,6 +42,9 @@ SUBJECTS = 65536
 
 CASES = 4096
 """So many messages that have passed are remembered at once."""
+LONGEST = 1024
+"""Bytes of a path; a message with a longer one is asked about each time, for a path has no limit of
+its own."""
 
 _SHUT = 1 << 63
 
@@ -195,6 +198,8 @@ class Guard:
         self, sender: Connection, receiver: Connection | None, msg: Message, requested: bool
     ) -> None:
         if sender.id == 0 or sender.subject_number == 0 or msg.error_len >= 0:
+            return
+        if msg.path_len > LONGEST:
             return
         target = 0
         if receiver is not None:

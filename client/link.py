@@ -112,28 +112,37 @@ class Link:
     ) -> tuple[int, asyncio.Future[None] | None]:
         """Sends a request: (its serial, what to wait for until the socket took it; None: it did).
 
-        ConnectionResetError if the socket is over, FormatError for what no frame can hold."""
+        ConnectionResetError if the socket is over, FormatError for what no frame can hold, OSError
+        for descriptors that are none. What is not sent takes neither `frees` nor credit along."""
         if self.closed:
             raise gone()
         self.last = serial = self.last % 0xFFFF_FFFF + 1
         size = sum(map(len, body))
-        credit, self.credit_due = min(self.credit_due, frames.CREDIT_MAX), 0
-        head = frames.head(op, serial, size, frees, credit, quiet, self.tid)
+        credit = min(self.credit_due, frames.CREDIT_MAX)
+        held: list[int] = []
+        try:
+            head = frames.head(op, serial, size, frees, credit, quiet, self.tid)
+            parts: list[Any] = [head, *body]
+            left: Sequence[int] | None = fds
+            if not self.waiting:
+                left = self.send(parts, fds)
+            # Descriptors may be closed by their owner as soon as we return.
+            for fd in left or ():
+                held.append(os.dup(fd))
+        except (OSError, frames.FormatError):
+            close_all(held)
+            if self.pool is not None:
+                self.pool.frees[:0] = frees
+            raise
+        self.credit_due -= credit
         if callback is not None:
             self.pending[serial] = callback
-        parts: list[Any] = [head, *body]
-        left = fds
-        if not self.waiting:
-            found = self.send(parts, fds)
-            if found is None:
-                return serial, None
-            left = found
-        # Descriptors may be closed by their owner as soon as we return.
-        held = tuple(os.dup(fd) for fd in left)
+        if left is None:
+            return serial, None
         taken = self.loop.create_future()
         if not self.waiting:
             self.loop.add_writer(self.sock, self.writable)
-        self.waiting.append((parts, held, taken))
+        self.waiting.append((parts, tuple(held), taken))
         return serial, taken
 
     def send(self, parts: list[Any], fds: Sequence[int]) -> Sequence[int] | None:

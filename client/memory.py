@@ -110,7 +110,8 @@ class Outbox:
     def answered(self, serial: int) -> None:
         """That request was; so the bus has read it, and all before it."""
         held = self.held
-        while held and held[0][0] <= serial:
+        # Serials begin anew after the last one.
+        while held and (serial - held[0][0]) & 0xFFFF_FFFF < 1 << 31:
             self.tail = held.popleft()[1]
 
     def close(self) -> None:

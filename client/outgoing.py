@@ -177,17 +177,18 @@ class Sender:
         frees = self.link.take_frees()
         made: list[Memfd] = []
         try:
-            placed = self.place(out, cookie, flags, frees, made)
+            try:
+                placed = self.place(out, cookie, flags, frees, made)
+            except BaseException:
+                if self.link.pool is not None:
+                    self.link.pool.frees[:0] = frees
+                raise
             # Of a quiet one nobody would tell when the outbox may be written to again.
             quiet = callback is None and not placed.in_outbox
             sent = self.link.put(_SEND, placed.body, frees, callback, placed.fds, quiet)
             if placed.in_outbox and self.outbox is not None:
                 self.outbox.hold(sent[0])
             return sent
-        except frames.FormatError:
-            if self.link.pool is not None:
-                self.link.pool.frees[:0] = frees
-            raise
         finally:
             for memfd in made:
                 memfd.close()

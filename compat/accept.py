@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import traceback
 from collections import Counter
 from typing import Any
@@ -22,7 +23,16 @@ PATIENCE = 1.0
 # Pause when the kernel is out of something; seconds.
 BREATHER = 0.1
 
-_NOTHING_THERE = frozenset({errno.EAGAIN, errno.EINTR, errno.ECONNABORTED})
+# EINVAL is what some systems say of a socket that was shut down.
+_NOTHING_THERE = frozenset({errno.EAGAIN, errno.EINTR, errno.ECONNABORTED, errno.EINVAL})
+_SHUT = getattr(select, "POLLRDHUP", 0)
+
+
+def is_shut(fd: int) -> bool:
+    """Whether a listening socket was shut down."""
+    poll = select.poll()
+    poll.register(fd, _SHUT)
+    return bool(poll.poll(0))
 
 
 class Acceptor:
@@ -73,6 +83,12 @@ class Acceptor:
         got = accept_one(fd)
         if got < 0:
             if -got in _NOTHING_THERE:
+                if -got == errno.EINVAL or is_shut(fd):
+                    # By whoever else has it. It would be ready for ever, and never for anything.
+                    listener = self.listeners[fd]
+                    text = f"Nobody can connect to {listener.address} any more: it was shut down"
+                    hub.front.log("warning", text)
+                    self.shut(listener)
                 return
             if not self.out_of_room:
                 self.out_of_room = True

@@ -190,7 +190,8 @@ class BusService:
             from .upgrade.calls import KeptHub
             from .upgrade.store import KeptFront, Store
 
-            self.store = Store(self.bus)
+            limit = daemon.fd_limit[0] if daemon.fd_limit is not None else 1024
+            self.store = Store(self.bus, limit if limit >= 0 else 1 << 30, daemon.log.warning)
             front, hub = KeptFront, KeptHub
             interfaces = self.store.interfaces(INTERFACES)
         self.front = front(self.bus, PolicySet(config.policy_spec()), daemon.log)

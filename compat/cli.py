@@ -106,6 +106,9 @@ def parse(args: list[str]) -> Options:
         options.print_address = _descriptor(values["print-address"])
     if "print-pid" in wanted:
         options.print_pid = _descriptor(values["print-pid"])
+    if options.fd_store and (options.kdbus_mount or options.kdbus_sockets):
+        # Connections of kdbus have pools and ids that no store knows of.
+        raise Exit(1, err="--fd-store cannot keep clients of kdbus: use it without --kdbus-...\n")
     return options
 
 

@@ -357,7 +357,12 @@ class Daemon:
             from .upgrade.revival import revive
 
             store.number = kept.number
-            revive(self, service, store, kept)
+            try:
+                revive(self, service, store, kept)
+            except Exception:
+                # A mistake of ours, which would end each process that is started.
+                store.give_up(kept)
+                raise
         store.begin()
 
     def _serve(self) -> None:

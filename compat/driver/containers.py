@@ -150,7 +150,8 @@ def _instance(driver: Driver, conn: Connection, msg: Message) -> tuple[Doors, Do
 
 def _folder(doors: Doors) -> str:
     """Where sockets of containers are made, for this bus alone."""
-    if doors.folder is None:
+    if doors.folder is None or not os.path.isdir(doors.folder):
+        # What nobody has touched for long may have been cleared away.
         runtime = os.environ.get("XDG_RUNTIME_DIR")
         for place in (runtime, "/run/dbus", tempfile.gettempdir()):
             if place and os.access(place, os.W_OK | os.X_OK):

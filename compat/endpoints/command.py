@@ -33,12 +33,12 @@ def main(words: Sequence[str]) -> int:
     except (Refused, NoBus, BadGrant) as reason:
         print(f"jitney endpoint: {reason}", file=sys.stderr)
         return UNUSABLE
-    except OSError as error:
-        print(f"jitney endpoint: {error.filename}: {error.strerror}", file=sys.stderr)
-        return UNUSABLE
     except BrokenPipeError:
         sys.stdout = None
         return 1
+    except OSError as error:
+        print(f"jitney endpoint: {error.filename}: {error.strerror}", file=sys.stderr)
+        return UNUSABLE
     return status
 
 
@@ -191,6 +191,9 @@ def _learn(options: argparse.Namespace, address: str) -> int:
             wait([asker])
     except _Ended:
         pass
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # One was enough; what was learned is written now.
+        signal.signal(number, signal.SIG_IGN)
     learned = asker.ask("Learned", "s", name)[0]
     asker.remove_all()
     text = "".join(f"{line}\n" for line in learned)

@@ -125,6 +125,8 @@ class Doors:
         if server is None:
             if not path.startswith("/"):
                 raise DBusError(INVALID_ARGS, f"'{path}' is no absolute path")
+            if self.is_ours(path):
+                raise DBusError(FILE_EXISTS, f"'{path}' is a socket of this bus already")
             server = listen(f"unix:path={escape(path)}", self.service.front.sink.warning)
         door = Door(name, endpoint, server, lines, uid)
         door.log = bool(options.get("log"))
@@ -132,6 +134,23 @@ class Doors:
         self.service.bus.add_endpoint(endpoint)
         self.take(door)
         return door
+
+    def is_ours(self, path: str) -> bool:
+        """Whether clients of this bus come by this socket, who would find another one there."""
+        servers = [*self.service.daemon.servers]
+        servers += [door.server for door in self.by_name.values() if door.listening]
+        try:
+            about = os.stat(path)
+            place = f"unix:path={escape(os.path.realpath(path))}"
+        except OSError:
+            return False
+        for server in servers:
+            if server.socket_file is not None:
+                if server.socket_file[1:] == (about.st_dev, about.st_ino):
+                    return True
+            elif place in server.address.partition(",guid=")[0].split(";"):
+                return True
+        return False
 
     def take(self, door: Door) -> None:
         """Lets clients in, if it is one that listens; the bus knows its endpoint."""
@@ -153,22 +172,31 @@ class Doors:
         return door
 
     def shut(self, door: Door) -> None:
-        """Nobody comes in any more; who is there stays."""
+        """Nobody comes in any more; who is there stays. Who still authenticates is not there."""
         if door.listening:
             door.listening = False
             door.creator = None
             for listener in door.server.listeners:
                 self.service.hub.acceptor.shut(listener)
             door.server.close()
+            self._send_away(door, False)
+
+    def _send_away(self, door: Door, everybody: bool) -> None:
+        """Ends those who have come by it, or only those who still authenticate: they would come in
+        when the endpoint may be over."""
+        hub = self.service.hub
+        for peer in list(hub.peers):
+            if peer is None or peer.listener not in door.server.listeners:
+                continue
+            if everybody or peer.conn is None:
+                hub.drop(peer)
 
     def remove(self, door: Door) -> None:
         """The end of an endpoint and of its clients."""
         if self.by_name.get(door.name) is not door:
             return
         self.shut(door)
-        for peer in list(self.service.hub.peers):
-            if peer is not None and peer.listener in door.server.listeners:
-                self.service.hub.drop(peer)
+        self._send_away(door, True)
         self._over(door)
 
     def gone(self, conn: Connection) -> None:

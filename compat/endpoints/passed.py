@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..address import escape
 from ..errors import INVALID_ARGS, DBusError
 from ..listen import Server
+from ..process import from_errno
 
 if TYPE_CHECKING:
     from jitney.broker.message import Message
@@ -24,8 +25,11 @@ def server_of(msg: Message, place: Any) -> Server:
     passed = list(msg.fds) if msg.fds is not None else []
     if not isinstance(place, int) or place >= len(passed):
         raise DBusError(INVALID_ARGS, "There is no such file descriptor in the message")
-    # The message's own is closed with the message.
-    fd = os.dup(passed[place])
+    try:
+        # The message's own is closed with the message.
+        fd = os.dup(passed[place])
+    except OSError as error:
+        raise from_errno(error, "The passed socket cannot be kept") from error
     try:
         sock = socket.socket(fileno=fd)
     except OSError:

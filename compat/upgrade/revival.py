@@ -15,10 +15,11 @@ from jitney.broker.limits import Limits
 from jitney.broker.restore import Source, restore
 
 from .. import matchrule
+from ..creds import Credentials
 from ..peer import RECEIVE
 from ..sysio import COMPILED, attach
 from .peers import restore_peers
-from .store import CONNECTION, Found, Store
+from .store import CONNECTION, Found, Store, end
 
 if TYPE_CHECKING:
     from ..assembly import BusService
@@ -56,6 +57,7 @@ def revive(daemon: Daemon, service: BusService, store: Store, kept: Found) -> No
     conns = list(bus.connections.values())
     back = [c for c in conns if c.id in kept.sockets and c.id not in lost | blocked]
     for number in kept.sockets.keys() - {conn.id for conn in back}:
+        end(kept.sockets[number])
         os.close(kept.sockets[number])
         store.drop(f"{CONNECTION}{number}")
     peers = []
@@ -69,10 +71,13 @@ def revive(daemon: Daemon, service: BusService, store: Store, kept: Found) -> No
     fds = [kept.sockets[conn.id] for conn in back]
     all_peers = {"peers": peers, "incomplete": [], "fd_waits": []}
     for peer in restore_peers(service.hub, all_peers, Source([], []), fds, back, daemon.listeners):
-        peer.store = store
+        store.take(peer)
+    gone = [conn for conn in conns if conn.transport is None]
+    for conn in gone:
+        # Nobody can be asked who that was.
+        conn.creds = Credentials(-1)
     for conn in conns:
         front.give_policy(conn)
-    gone = [conn for conn in conns if conn.transport is None]
     daemon.log.warning(
         f"The bus crashed: {len(back)} connections go on, {len(gone)} could not be saved"
     )

@@ -2,11 +2,12 @@
 connections (sd_notify(3), FDSTORE=).
 
 Invariant: each connection that has said Hello is in the store as "jitney-ID", and out of it when it
-ends. The journal, "jitney-journal-N", tells of each of them what the bus would have to know: it
+ends; but for clients of endpoints, and for those beyond as many as the next process could start
+with. The journal, "jitney-journal-N", tells of each connection what the bus would have to know: it
 begins with a state as `form` has it (without what waits to be sent, and without awaited replies),
-and goes on with what has happened since, in a line each, written before anybody hears of it.
-"jitney-calls-PID" has the awaited replies, see `calls`. Where nobody asked for the store, nothing
-here is loaded.
+and goes on with what has happened since, in a line each, written before anybody hears of it. There
+is always room for the next journal: "jitney-journal-0" keeps it. "jitney-calls-PID" has the awaited
+replies, see `calls`. Where nobody asked for the store, nothing here is loaded.
 
 What the process had in its memory only is lost with it: see docs/upgrade.md.
 """
@@ -39,8 +40,14 @@ if TYPE_CHECKING:
 CONNECTION = "jitney-"
 CALLS = "jitney-calls-"
 JOURNAL = "jitney-journal-"
+RESERVE = f"{JOURNAL}0"
+"""A file with nothing in it, which whoever looks for a journal passes over."""
 LONGEST = 4_000_000
 """Bytes of a journal, beyond its state, after which another one begins."""
+AGAIN = 1.0
+"""Seconds until a manager that is busy is told once more of a journal."""
+SPARE_FDS = 64
+"""What a process needs to start, besides what is passed to it."""
 _SIZE = struct.Struct("<Q")
 _FIRST = 3
 
@@ -62,10 +69,17 @@ class KeptFront(Front):
 
 
 class Store:
-    """The store of one bus; `hub` is set by who makes the bus."""
+    """The store of one bus; `hub` is set by who makes the bus.
 
-    def __init__(self, bus: Any) -> None:
+    `most`: with so many descriptors a process can be started. What Python cannot open a file for,
+    because it was passed too many, does not start at all."""
+
+    def __init__(self, bus: Any, most: int, warn: Callable[[str], None]) -> None:
         self.bus = bus
+        self.most = most - SPARE_FDS
+        self.warn = warn
+        self.warned = False
+        self.kept: set[int] = set()
         self.hub: Any = None
         self.calls = KeptReplies()
         self.calls.install(bus)
@@ -81,21 +95,44 @@ class Store:
 
     # Telling the manager
 
-    def put(self, name: str, fd: int) -> None:
-        _notify(f"FDSTORE=1\nFDNAME={name}", fd)
+    def put(self, name: str, fd: int) -> bool:
+        """Whether the manager will hear of it."""
+        return _notify(f"FDSTORE=1\nFDNAME={name}", fd)
 
     def drop(self, name: str) -> None:
         _notify(f"FDSTOREREMOVE=1\nFDNAME={name}")
 
     def adopt(self, peers: list[Any]) -> None:
-        """Those that are there when a new process goes on."""
+        """Those that are there when a new process goes on; the manager may have them already."""
         for peer in peers:
-            conn = peer.conn if peer is not None else None
-            if conn is not None and conn.id and conn.endpoint is None:
-                peer.store = self
-                if peer.blocked:
-                    self.blocked.add(conn.id)
-                self.put(f"{CONNECTION}{conn.id}", peer.fd)
+            if peer is not None and peer.conn is not None and peer.conn.id:
+                self.keep(peer)
+
+    def keep(self, peer: Any) -> None:
+        """Has the manager keep a connection's socket, if it is one to be kept."""
+        conn = peer.conn
+        if conn.endpoint is not None:
+            # Endpoints are not stored, and without its own nobody may come back.
+            return
+        if len(self.kept) >= self.most:
+            if not self.warned:
+                self.warned = True
+                self.warn(
+                    f"More than {self.most} connections cannot outlive a crash: the next process "
+                    "would have to be allowed more open files when it starts (LimitNOFILE=)"
+                )
+            return
+        self.take(peer)
+        self.put(f"{CONNECTION}{conn.id}", peer.fd)
+
+    def take(self, peer: Any) -> None:
+        """The manager keeps this one."""
+        number = peer.conn.id
+        self.kept.add(number)
+        peer.store = self
+        if peer.blocked:
+            self.blocked.add(number)
+            self.note("blocked", number)
 
     def forget(self, pid: int) -> None:
         """That process is the bus no more; its calls are known to this one."""
@@ -111,21 +148,31 @@ class Store:
         fd = nameless("jitney-journal")
         packed = b"".join(form.pack(self.state(), [], []))
         os.write(fd, _SIZE.pack(len(packed)) + packed)
+        # The store may be full: without this place the manager would refuse the new journal, and
+        # then the old one goes.
+        self.drop(RESERVE)
+        if not self.put(f"{JOURNAL}{self.number + 1}", fd):
+            # It is busy; the old one goes on until it is not.
+            os.close(fd)
+            self.hub.loop.call_later(AGAIN, self.begin)
+            return
         self.number += 1
         self.fd = fd
         self.room = LONGEST
-        self.put(f"{JOURNAL}{self.number}", fd)
         if before[0]:
             self.drop(f"{JOURNAL}{before[0]}")
         if before[1] >= 0:
             os.close(before[1])
+        reserve = nameless("jitney-reserve")
+        self.put(RESERVE, reserve)
+        os.close(reserve)
 
     def state(self) -> Record:
         state, _ = export(self.bus, [], Sink())
         lost = []
         for conn in state["connections"]:
-            conn.pop("queue", None)
-            conn.pop("charges", None)
+            for what in ("queue", "charges", "endpoint", "seen"):
+                conn.pop(what, None)
             if conn.pop("tracer", None) is not None:
                 lost.append(conn["id"])
         for user in state["users"]:
@@ -133,6 +180,7 @@ class Store:
             user["sums"][7] = 0
         state["tallies"] = []
         state["replies"] = []
+        state["endpoints"] = []
         return {
             "bus": state,
             "lost": lost,
@@ -153,17 +201,19 @@ class Store:
     # What happens
 
     def came(self, conn: Connection) -> None:
-        if conn.endpoint is not None:
-            # Endpoints are not stored, and without its own nobody may come back.
-            return
+        # Of whom cannot be kept others are to hear that he has left.
         self.note("hello", conn.id, conn.user.uid, bool(conn.accepts_fds))
-        self.put(f"{CONNECTION}{conn.id}", conn.transport.fd)
-        conn.transport.store = self
+        self.keep(conn.transport)
 
     def went(self, conn: Connection) -> None:
         if conn.id:
-            self.blocked.discard(conn.id)
             self.note("gone", conn.id)
+        if conn.id in self.kept:
+            self.kept.discard(conn.id)
+            self.blocked.discard(conn.id)
+            if conn.transport is not None:
+                # Not that it stays open because the manager has not heard of it, or not yet.
+                end(conn.transport.fd)
             self.drop(f"{CONNECTION}{conn.id}")
 
     def watched(self, peer: Any) -> None:
@@ -176,9 +226,18 @@ class Store:
                 self.blocked.discard(number)
             self.note("blocked" if peer.blocked else "unblocked", number)
 
+    def give_up(self, kept: Found) -> None:
+        """With what was kept nothing can be done: the next process is to begin anew."""
+        for number, fd in kept.sockets.items():
+            end(fd)
+            self.drop(f"{CONNECTION}{number}")
+        self.drop(RESERVE)
+        self.drop(f"{JOURNAL}{kept.number}")
+
     def close(self) -> None:
         """The bus ends in an orderly way: nothing is to be kept."""
         if self.fd >= 0:
+            self.drop(RESERVE)
             self.drop(f"{JOURNAL}{self.number}")
             self.drop(self.calls_name)
             os.close(self.fd)
@@ -245,10 +304,21 @@ def _monitor(msg: Message) -> tuple[Any, ...]:
     return ("monitor", filters or [""])
 
 
-def _notify(state: str, fd: int | None = None) -> None:
+def end(fd: int) -> None:
+    """The end of a connection, however many descriptors there are of its socket."""
+    sock = socket.socket(fileno=fd)
+    try:
+        sock.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass  # the peer has ended it
+    finally:
+        sock.detach()
+
+
+def _notify(state: str, fd: int | None = None) -> bool:
     path = os.environ.get("NOTIFY_SOCKET", "")
     if path[:1] not in ("/", "@"):
-        return
+        return False
     target = "\0" + path[1:] if path[0] == "@" else path
     extra = []
     if fd is not None:
@@ -258,7 +328,8 @@ def _notify(state: str, fd: int | None = None) -> None:
             sock.setblocking(False)
             sock.sendmsg([state.encode()], extra, 0, target)
     except OSError:
-        pass  # what is not stored is not saved, and that is all
+        return False  # what is not stored is not saved, and that is all
+    return True
 
 
 class Found:
@@ -303,11 +374,14 @@ def found() -> Found | None:
             except (BadState, ValueError, struct.error):
                 continue  # it was not written to the end; the one before is still there
             result.number = number
+            for other in journals.keys() - {number}:
+                _notify(f"FDSTOREREMOVE=1\nFDNAME={JOURNAL}{other}")
             kept = str(result.document.get("calls", "")).removeprefix(CALLS)
             if kept.isdecimal() and int(kept) in calls:
                 result.calls = read(calls[int(kept)])
             return result
         for number, fd in sockets.items():
+            end(fd)
             _notify(f"FDSTOREREMOVE=1\nFDNAME={CONNECTION}{number}")
             os.close(fd)
         return None

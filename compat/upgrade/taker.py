@@ -152,9 +152,10 @@ class Taker:
         """The service manager has the connections already; the journal begins anew."""
         service: Any = self.daemon.service
         if service.store is not None:
+            # In place of what the old process had there: for more there may be no room.
             service.store.forget(self.document["pid"])
-            service.store.adopt(service.hub.peers)
             self.daemon.begin_store(None, self.document["store"])
+            service.store.adopt(service.hub.peers)
 
     def catch_up(self) -> None:
         """What may have changed while we took over."""

@@ -1,8 +1,9 @@
 """Purse: how many descriptors of ours one user has, and closing what may last to close.
 
 Invariant: a user has at most `most` descriptors in queues and outboxes; more are refused (EMFILE).
-Invariant: a user has at most `most` descriptors in queues and outboxes; more are refused, EMFILE.
-of them waiting to be closed nothing more of that user is read, for each frame could bring others.
+A descriptor whose last close lasts keeps one thread, which is its user's alone, and with
+CLOSING_MAX of them waiting to be closed nothing more of that user is read, for each frame could
+bring others.
 """
 
 from __future__ import annotations

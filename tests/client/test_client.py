@@ -15,7 +15,9 @@ import pytest
 from jitney import client
 from jitney.broker.kdbus import constants as c
 from jitney.client import Connection, Message, Name
+from jitney.client.frames import FormatError
 from jitney.client.items import NameAdded, NameRemoved
+from jitney.client.memory import Outbox
 
 SOON = 5.0
 Opener = Callable[..., Awaitable[Connection]]
@@ -581,3 +583,34 @@ async def test_a_hello_that_is_refused(bus: Any) -> None:
         await client.connect(bus.path, pool_size=1000)
     assert caught.value.errno == errno.EINVAL
     assert caught.value.command == "HELLO"
+
+
+async def test_what_is_not_sent_takes_nothing_along(conn: Opener) -> None:
+    """Neither credit nor places in the pool: a mistake of the caller's must not dry us out."""
+    a, b = await conn(), await conn(credit=4)
+    none = 1_000_000
+    for _ in range(8):
+        await a.send(b.id, b"hello")
+        (await next_of(b)).free()
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            await b.send(a.id, b"", fds=[none])
+        with pytest.raises(FormatError):
+            await b.send(a.id, b"", fds=[0] * 20_000)
+    assert not b._link.pending
+    await settled(b)
+    await a.send(b.id, b"hello")
+    (await next_of(b)).free()
+
+
+def test_the_outbox_outlives_the_last_serial() -> None:
+    outbox = Outbox(1 << 16)
+    try:
+        for serial in (0xFFFF_FFFF, 1):
+            assert outbox.write([memoryview(bytes(1000))], 1000) is not None
+            outbox.hold(serial)
+        outbox.answered(0xFFFF_FFFE)
+        assert len(outbox.held) == 2
+        outbox.answered(1)
+        assert not outbox.held
+    finally:
+        outbox.close()

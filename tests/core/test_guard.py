@@ -283,3 +283,22 @@ def test_what_is_remembered_has_an_end() -> None:
     assert bus.guard is not None
     assert 0 < bus.guard.n_cases <= CASES_KEPT
     assert len(types(b)) == CASES_KEPT + 99
+
+
+def test_what_is_remembered_is_small() -> None:
+    """A path may be as long as a message: thousands of such are none to keep."""
+    module = Module()
+    bus = guarded(module)
+    a, b = join(bus, b"a"), join(bus, b"b")
+    path = b"/" + b"p" * 1_000_000
+    module.cases.add((b"a", b"b", b.unique_name, path, b"com.example.I", b"M"))
+    for serial in (1, 2):
+        msg = corebus.message(
+            wire.CALL, serial, flags=1, path=path, interface=b"com.example.I", member=b"M",
+            destination=b.unique_name,
+        )  # fmt: skip
+        bus.dispatch(a, msg)
+        assert types(b) == [wire.CALL]
+        assert module.sent == serial
+    assert bus.guard is not None
+    assert bus.guard.n_cases == 0

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 from typing import Any
 
 import buses
 import pytest
 from rawclient import RawClient, Received
+from upgrading import upgrade
 
 from jitney.compat import wire
 
@@ -139,3 +141,28 @@ def test_a_policy_filters(bus: buses.Daemon) -> None:
         )
     )  # fmt: skip
     assert got.body == [("as", ["org.jitney.Policy", "org.jitney.Socket"])]
+
+
+def test_who_stands_at_a_door_that_is_shut(bus: buses.Daemon) -> None:
+    """He does not come in by an instance that is over; it would never be over for the bus."""
+    launcher, watcher = connected(bus.address), connected(bus.address)
+    watcher.reply_to(watcher.driver(b"AddMatch", "s", "member='InstanceRemoved'"))
+    instance, path, _ = served(launcher)
+    with socket.socket(socket.AF_UNIX) as waiting:
+        waiting.settimeout(10)
+        waiting.connect(path)
+        waiting.sendall(b"\0AUTH EXTERNAL\r\n")
+        assert waiting.recv(100).startswith(b"DATA")
+        assert ask(launcher, b"StopListening", "o", instance).type == wire.RETURN
+        assert waiting.recv(100) == b""
+    assert removals(watcher) == [instance]
+    assert upgrade(launcher)["connections"] == 2
+
+
+def test_a_folder_that_was_cleared_away(bus: buses.Daemon) -> None:
+    """As systemd-tmpfiles does with what lies in /tmp for long."""
+    launcher = connected(bus.address)
+    instance, path, _ = served(launcher)
+    assert ask(launcher, b"StopInstance", "o", instance).type == wire.RETURN
+    os.rmdir(os.path.dirname(path))
+    served(launcher)

@@ -436,3 +436,17 @@ def test_learns_names_not_unique_names() -> None:
         ("broadcast", b"com.a", b"com.example.I.S"): 1,
     }
     assert learned.n_nameless == 1
+
+
+def test_who_never_says_hello_is_not_remembered() -> None:
+    bus = make_bus()
+    endpoint = Endpoint(b"box", [Grant(b"com.a", SEE)])
+    bus.add_endpoint(endpoint)
+    owner = corebus.join(bus)
+    for _ in range(3):
+        newcomer = bus.connect(1000)
+        endpoint.enter(newcomer)
+        bus.request_name(owner, b"com.a", 0)
+        bus.release_name(owner, b"com.a")
+        bus.disconnect(newcomer)
+    assert not owner.seen_by

@@ -291,3 +291,18 @@ def test_a_reload_leaves_endpoints_alone(bus: buses.Daemon) -> None:
     creator.reply_to(creator.driver(b"ReloadConfig"))
     for client in (inside, connected(address)):
         assert client.reply_to(call(client, b"com.example.Seen")).error_name == DENIED
+
+
+def test_takes_no_socket_of_the_bus_itself(bus: buses.Daemon) -> None:
+    """A slip of the pen would leave all who come later behind a policy, or outside."""
+    exists = "org.freedesktop.DBus.Error.FileExists"
+    with connected(bus.address) as creator:
+        opened(creator, bus)
+        os.symlink(bus.directory / "bus", bus.directory / "link")
+        for path in ("bus", "box", "link"):
+            given = str(bus.directory / path)
+            reply = ask(creator, b"Add", "ssasa{sv}", "other", given, [], {})
+            assert reply.error_name == exists, path
+        assert [one["name"] for one in json.loads(ask(creator, b"List").body[0])] == ["box"]
+        with connected(bus.address) as late:
+            assert late.reply_to(late.driver(b"NameHasOwner", "s", creator.unique_name)).body[0]

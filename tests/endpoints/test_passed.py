@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import buses
@@ -13,6 +16,8 @@ import pytest
 from rawclient import RawClient, Received
 
 from jitney.compat import wire
+from jitney.compat.endpoints import passed
+from jitney.compat.errors import DBusError
 
 ENDPOINTS = b"org.jitney.Endpoints1"
 CONTAINERS = b"org.jitney.Containers1"
@@ -163,3 +168,29 @@ def test_a_container_on_a_passed_socket(bus: buses.Daemon) -> None:
     while inside.receive() is not None:
         pass
     assert path.exists()
+
+
+def test_a_socket_that_its_launcher_shuts_down(bus: buses.Daemon) -> None:
+    """It is ready to accept from, for ever, and nobody comes."""
+    launcher = connected(bus.address)
+    with listening(bus.directory / "mine") as mine:
+        assert add(launcher, [mine.fileno()]).type == wire.RETURN
+        mine.shutdown(socket.SHUT_RDWR)
+        for _ in range(3):
+            time.sleep(0.2)
+            connected(bus.address).close()
+    log = (bus.directory / "log").read_text()
+    assert log.count("Nobody can connect to") == 1
+    assert "Failed to accept" not in log
+    assert ask(launcher, ENDPOINTS, b"Remove", "s", "box").type == wire.RETURN
+
+
+def test_no_room_for_one_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That costs the launcher this call, and not its connection with all endpoints on it."""
+
+    def dup(_: int) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(os, "dup", dup)
+    with pytest.raises(DBusError, match="Too many open files"):
+        passed.server_of(SimpleNamespace(fds=[0]), 0)  # type: ignore[arg-type]

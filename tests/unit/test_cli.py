@@ -117,6 +117,14 @@ def test_next_word_may_be_anything() -> None:
     assert parse(["--config-file", "--address"]).config_file == "--address"
 
 
+def test_a_store_keeps_no_clients_of_kdbus() -> None:
+    for option in ("--kdbus-mount=/m", "--kdbus-sockets=/s"):
+        with pytest.raises(Exit) as caught:
+            parse(["--session", "--fd-store", option])
+        assert caught.value.status == 1
+        assert "kdbus" in caught.value.err
+
+
 def test_standard_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     there = tmp_path / "there"
     there.touch()

@@ -34,6 +34,9 @@ class Manager:
         self.stored: dict[str, int] = {}
         self.main = 0
         self.ready = 0
+        self.most = 1000
+        self.files = 1024
+        self.forgetful = True
         self.path = str(folder / "notify")
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.sock.bind(self.path)
@@ -66,8 +69,11 @@ class Manager:
                 old = self.stored.pop(said["FDNAME"], None)
                 if old is not None:
                     os.close(old)
-                self.stored[said["FDNAME"]] = fds[0]
-            elif "FDSTOREREMOVE" in said:
+                if len(self.stored) < self.most:
+                    self.stored[said["FDNAME"]] = fds[0]
+                else:
+                    os.close(fds[0])
+            elif "FDSTOREREMOVE" in said and self.forgetful:
                 fd = self.stored.pop(said["FDNAME"], None)
                 if fd is not None:
                     os.close(fd)
@@ -93,7 +99,7 @@ class Manager:
                    "--address=systemd:", "--fd-store", *options]  # fmt: skip
         high = [os.dup2(fd, 500 + i) for i, fd in enumerate(fds)]
         script = "".join(f"exec {3 + i}<&{500 + i} {500 + i}<&-\n" for i in range(len(fds)))
-        script += 'export LISTEN_PID=$$; exec "$@"'
+        script += f'ulimit -Sn {self.files}; export LISTEN_PID=$$; exec "$@"'
         process = subprocess.Popen(
             ["bash", "-c", script, "bash", *command],
             pass_fds=high,
@@ -196,7 +202,8 @@ def test_who_leaves_is_not_kept(manager: Manager) -> None:
     two.close()
     until(lambda: not one.reply_to(one.driver(b"NameHasOwner", "s", ":1.1")).body[0])
     calls = f"jitney-calls-{manager.main}"
-    until(lambda: set(manager.stored) == {"jitney-1", "jitney-journal-1", calls})
+    journals = {"jitney-journal-0", "jitney-journal-1"}
+    until(lambda: set(manager.stored) == {"jitney-1", calls, *journals})
     manager.crash()
     assert not one.reply_to(one.driver(b"NameHasOwner", "s", "com.example.N")).body[0]
     # And who leaves while nobody is there, has left.
@@ -279,6 +286,91 @@ def test_the_limit_on_replies_goes_on(manager: Manager) -> None:
     settled(one)
     manager.crash()
     assert one.reply_to(call).error_name == NO_REPLY
+
+
+def opened(client: RawClient, manager: Manager, *lines: str) -> str:
+    serial = client.driver(
+        b"Add", "ssasa{sv}", "box", f"{manager.folder}/box", lines, {},
+        interface=b"org.jitney.Endpoints1",
+    )  # fmt: skip
+    return str(client.reply_to(serial).body[0])
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["journal", "state"])
+def test_clients_of_endpoints_leave(manager: Manager, again: bool) -> None:
+    """In the ordinary way, be they in the journal or in the state that it begins with; and the
+    endpoint that is no more is in nobody's way."""
+    one, watcher = joined(manager.address), joined(manager.address)
+    inside = joined(opened(one, manager, "own com.example.In"))
+    assert inside.reply_to(inside.driver(b"RequestName", "su", "com.example.In", 0)).body == [1]
+    watcher.reply_to(watcher.driver(b"AddMatch", "s", "member='NameOwnerChanged'"))
+    if again:
+        upgrade(one)
+    settled(watcher)
+    manager.crash()
+    assert inside.receive() is None
+    number = inside.unique_name
+    left = [m.body for m in settled(watcher) if m.member == "NameOwnerChanged"]
+    assert left == [["com.example.In", number, ""], [number, number, ""]]
+    newcomer = joined(manager.address)
+    assert newcomer.unique_name != number
+    address = opened(one, manager, "own com.example.In")
+    inside = joined(address)
+    assert upgrade(one)["connections"] == 4
+    assert inside.reply_to(inside.driver(b"RequestName", "su", "com.example.In", 0)).body == [1]
+
+
+def test_a_policy_for_groups(manager: Manager) -> None:
+    """Of whom could not be saved nobody can say in which groups he is."""
+    config = manager.folder / "bus.conf"
+    rule = '<policy group="0"><allow own="com.example.N"/></policy></busconfig>'
+    config.write_text(config.read_text().replace("</busconfig>", rule))
+    one, tracer = joined(manager.address), joined(manager.address)
+    tracer.reply_to(tracer.driver(b"Start", "a{sv}", {}, interface=b"org.jitney.Trace1"))
+    manager.crash()
+    assert one.reply_to(one.driver(b"GetId")).type == wire.RETURN
+
+
+def test_a_store_that_is_full(manager: Manager) -> None:
+    """Whoever is in it stays in it, and the journal, when another one begins."""
+    manager.most = 5
+    one, two = joined(manager.address), joined(manager.address)
+    settled(two)
+    three = joined(manager.address)
+    until(lambda: "jitney-2" in manager.stored)
+    for journal in (2, 3):
+        upgrade(one)
+        until(lambda number=journal: f"jitney-journal-{number}" in manager.stored)
+        until(lambda: "jitney-journal-0" in manager.stored)
+    assert len(manager.stored) == 5
+    manager.crash()
+    for client in (one, two):
+        assert client.reply_to(client.driver(b"GetId")).type == wire.RETURN
+    assert three.receive() is None
+    assert not one.reply_to(one.driver(b"NameHasOwner", "s", three.unique_name)).body[0]
+
+
+def test_as_many_as_a_process_can_start_with(manager: Manager) -> None:
+    """More descriptors than may be open, and Python finds no place for its own files."""
+    manager.files = 128
+    manager.crash()
+    clients = [joined(manager.address) for _ in range(140)]
+    settled(clients[-1])
+    manager.crash()
+    first, last = clients[0], clients[-1]
+    assert first.reply_to(first.driver(b"GetId")).type == wire.RETURN
+    assert last.receive() is None
+    stored = [name for name in manager.stored if name[7:].isdecimal()]
+    assert len(stored) == 64
+
+
+def test_who_is_ended_hears_of_it_from_us(manager: Manager) -> None:
+    """Not from the manager, who has his socket as well, and may be slow or busy."""
+    one = joined(manager.address)
+    until(lambda: "jitney-1" in manager.stored)
+    manager.forgetful = False
+    one.send(b"nonsense that is no message")
+    assert one.receive() is None
 
 
 def test_an_orderly_end_keeps_nothing(manager: Manager) -> None:
