@@ -26,7 +26,7 @@ cdef class Places:
     @cython.locals(bus=Bus, found=Connection)
     cpdef Connection receiver(self, Connection conn, Message message, object creds)
     @cython.locals(found=Connection, part=Slice, items=Py_ssize_t, size=Py_ssize_t,
-                   at=Py_ssize_t, i=Py_ssize_t, n=Py_ssize_t, parts=list, old=tuple, vecs=list)
-    cpdef tuple begin(self, Connection conn, Message message, Apart payload, object creds)
+                   at=Py_ssize_t, i=Py_ssize_t, n=Py_ssize_t, parts=list, old=tuple)
+    cpdef tuple begin(self, Connection conn, Message message, list vecs, Py_ssize_t total, object creds)
     @cython.locals(part=Slice)
     cpdef undo(self, Connection conn, Connection receiver, Message message)

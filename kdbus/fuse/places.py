@@ -91,7 +91,7 @@ class Places:
         return found if may else None
 
     def begin(
-        self, conn: Connection, message: Message, payload: Apart, creds: Any
+        self, conn: Connection, message: Message, vecs: list[int], total: int, creds: Any
     ) -> tuple[Any, ...] | None:
         """(receiver, its pool's memory, where the payload goes); None where it has to be copied
         elsewhere first. The message then has its place, and its parts theirs."""
@@ -107,12 +107,11 @@ class Places:
             old = parts[i]
             items += 32 if old[0] == 1 else len(old[1])
         try:
-            part = conn.bus.room(found, conn.user, (items + payload.total + 7) & ~7)
+            part = conn.bus.room(found, conn.user, (items + total + 7) & ~7)
         except KdbusError:
             return None
         message.placed = part
         at = part.offset + items
-        vecs = payload.vecs
         n = 1
         for i in range(len(parts)):
             old = parts[i]

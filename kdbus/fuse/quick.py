@@ -299,7 +299,7 @@ class Quick:
             if total >= _PLACED_MIN:
                 with self.lock:
                     creds = self.caller(handle, call.tid, buffer).creds
-                    place = self.places.begin(conn, message, payload, creds)
+                    place = self.places.begin(conn, message, payload.vecs, total, creds)
             me.away(handle)
             if place is not None:
                 receiver = place[0]
