@@ -8,13 +8,12 @@ it in and the answer about descriptors came before.
 import os
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
-from libc.errno cimport EINTR, errno
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.string cimport memcpy, memmove, memset
 from posix.unistd cimport close
 
 from jitney.broker.ticks cimport now_ns as now
-from jitney.compat.csocket cimport MSG_NOSIGNAL, c_recv, c_send
+from jitney.compat.csocket cimport MSG_NOSIGNAL, recv_bytes, send_bytes
 
 from .link cimport BAD_FRAME, CLOSED, FINE, REFUSED, SYSTEM, Histogram, fail
 from .words cimport whole
@@ -60,17 +59,15 @@ cdef int hear(int fd, uint8_t* buf, Py_ssize_t cap, Py_ssize_t* have, bint lines
                 pos += size
         if have[0] == cap:
             return BAD_FRAME
-        got = c_recv(fd, buf + have[0], cap - have[0], 0)
+        got = recv_bytes(fd, buf + have[0], cap - have[0], 0)
         if got <= 0:
-            if got < 0 and errno == EINTR:
-                continue
             return CLOSED
         have[0] += got
 
 
 cdef int tell(int fd, bytes data) noexcept:
     cdef ssize_t n = PyBytes_GET_SIZE(data)
-    return FINE if c_send(fd, PyBytes_AS_STRING(data), n, MSG_NOSIGNAL) == n else CLOSED
+    return FINE if send_bytes(fd, PyBytes_AS_STRING(data), n, MSG_NOSIGNAL) == n else CLOSED
 
 
 def connects(path, double seconds, bint pipelined, Histogram histogram):

@@ -23,9 +23,9 @@ from posix.unistd cimport close
 from jitney.broker.ticks cimport now_ns as now
 from jitney.compat.csocket cimport (
     CMSG_FIRSTHDR, CMSG_NXTHDR, CONTROL, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLLIN,
-    EPOLLOUT, MSG_CMSG_CLOEXEC, MSG_DONTWAIT, MSG_NOSIGNAL, c_recv, c_recvmsg, c_send, c_sendmsg,
-    cmsghdr, count_fds, epoll_create1, epoll_ctl, epoll_event, epoll_wait, get_fd, iovec, msghdr,
-    of_one, put_fd, with_fds,
+    EPOLLOUT, MSG_CMSG_CLOEXEC, MSG_DONTWAIT, MSG_NOSIGNAL, cmsghdr, count_fds, epoll_create1,
+    epoll_ctl, epoll_event, epoll_wait, get_fd, iovec, msghdr, of_one, put_fd, recv_bytes,
+    recv_message, send_bytes, send_message, with_fds,
 )
 
 from .words cimport get32 as word, put32, whole
@@ -275,22 +275,17 @@ cdef class Link:
                 return NO_MEMORY
             self.buf = grown
             self.cap = self.head + need + 65536
-        while True:
-            if self.with_fds:
-                of_one(&msg, &vec, self.buf + self.end, self.cap - self.end)
-                msg.msg_control = control
-                msg.msg_controllen = sizeof(control)
-                got = c_recvmsg(self.fd, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC)
-            else:
-                got = c_recv(self.fd, self.buf + self.end, self.cap - self.end, MSG_DONTWAIT)
-            if got > 0:
-                break
-            if got == 0:
-                return CLOSED
-            if errno == EAGAIN:
-                return 0
-            if errno != EINTR:
-                return CLOSED
+        if self.with_fds:
+            of_one(&msg, &vec, self.buf + self.end, self.cap - self.end)
+            msg.msg_control = control
+            msg.msg_controllen = sizeof(control)
+            got = recv_message(self.fd, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC)
+        else:
+            got = recv_bytes(self.fd, self.buf + self.end, self.cap - self.end, MSG_DONTWAIT)
+        if got == 0:
+            return CLOSED
+        if got < 0:
+            return 0 if errno == EAGAIN else CLOSED
         if self.with_fds:
             c = CMSG_FIRSTHDR(&msg)
             while c is not NULL:
@@ -407,18 +402,14 @@ cdef class Link:
             if self.passed >= 0 and self.out_off == 0:
                 of_one(&msg, &vec, self.out, self.out_len)
                 put_fd(with_fds(&msg, control, 1), 0, self.passed)
-                sent = c_sendmsg(self.fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL)
+                sent = send_message(self.fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL)
             else:
-                sent = c_send(
+                sent = send_bytes(
                     self.fd, self.out + self.out_off, self.out_len - self.out_off,
                     MSG_DONTWAIT | MSG_NOSIGNAL,
                 )
             if sent < 0:
-                if errno == EAGAIN:
-                    return 0
-                if errno == EINTR:
-                    continue
-                return CLOSED
+                return 0 if errno == EAGAIN else CLOSED
             self.out_off += sent
 
 

@@ -17,8 +17,8 @@ from posix.unistd cimport close
 
 from jitney.broker.ticks cimport now_ns as now
 from jitney.compat.csocket cimport (
-    CMSG_FIRSTHDR, MSG_CMSG_CLOEXEC, MSG_NOSIGNAL, c_recv, c_recvmsg, c_send, c_sendmsg, cmsghdr,
-    count_fds, get_fd, iovec, msghdr, of_one, put_fd, with_fds,
+    CMSG_FIRSTHDR, MSG_CMSG_CLOEXEC, MSG_NOSIGNAL, cmsghdr, count_fds, get_fd, iovec, msghdr, of_one,
+    put_fd, recv_bytes, recv_message, send_bytes, send_message, with_fds,
 )
 
 from .words cimport get32, get64, put32, put64, whole
@@ -124,10 +124,8 @@ def command(int fd, unsigned long number, bytes data):
 cdef int send_all(int fd, const uint8_t* p, Py_ssize_t size) noexcept nogil:
     cdef ssize_t sent
     while size:
-        sent = c_send(fd, p, size, MSG_NOSIGNAL)
+        sent = send_bytes(fd, p, size, MSG_NOSIGNAL)
         if sent < 0:
-            if errno == EINTR:
-                continue
             return OVER if errno in (EPIPE, ECONNRESET) else SYSTEM
         p += sent
         size -= sent
@@ -141,10 +139,8 @@ cdef Py_ssize_t receive(int fd, uint8_t* p, Py_ssize_t room) noexcept nogil:
     cdef ssize_t got
     while have < need:
         # All there is: no more than one message is ever under way.
-        got = c_recv(fd, p + have, room - have, 0)
+        got = recv_bytes(fd, p + have, room - have, 0)
         if got <= 0:
-            if got < 0 and errno == EINTR:
-                continue
             return -1
         have += got
         if have >= 16:
@@ -281,19 +277,14 @@ cdef class Native:
         cdef cmsghdr* c
         cdef ssize_t got
         of_one(&msg, &vec, self.came, FRAME)
-        while True:
-            if self.accepts:
-                msg.msg_control = control
-                msg.msg_controllen = sizeof(control)
-                got = c_recvmsg(self.fd, &msg, MSG_CMSG_CLOEXEC)
-            else:
-                got = c_recv(self.fd, self.came, FRAME, 0)
-            if got > 0:
-                break
-            if got == 0:
-                return OVER
-            if errno != EINTR:
-                return OVER if errno == ECONNRESET else SYSTEM
+        if self.accepts:
+            msg.msg_control = control
+            msg.msg_controllen = sizeof(control)
+            got = recv_message(self.fd, &msg, MSG_CMSG_CLOEXEC)
+        else:
+            got = recv_bytes(self.fd, self.came, FRAME, 0)
+        if got <= 0:
+            return OVER if got == 0 or errno == ECONNRESET else SYSTEM
         if not self.accepts:
             return FINE
         if self.got_fd >= 0:
@@ -312,9 +303,8 @@ cdef class Native:
             return send_all(self.fd, self.frame.p, self.frame.size)
         of_one(&msg, &vec, self.frame.p, self.frame.size)
         put_fd(with_fds(&msg, control, 1), 0, fd)
-        while c_sendmsg(self.fd, &msg, MSG_NOSIGNAL) < 0:
-            if errno != EINTR:
-                return OVER if errno in (EPIPE, ECONNRESET) else SYSTEM
+        if send_message(self.fd, &msg, MSG_NOSIGNAL) < 0:
+            return OVER if errno in (EPIPE, ECONNRESET) else SYSTEM
         return FINE
 
     def calls(self, Buffer body, uintptr_t place, Py_ssize_t size, int memfd, list times, int count):

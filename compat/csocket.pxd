@@ -4,6 +4,7 @@
 #
 # Invariant: nothing here is a module. What is cimported is put in place by the compiler, and nothing
 # is imported when it runs.
+from libc.errno cimport EINTR, errno
 from libc.stdint cimport uint32_t
 from libc.string cimport memcpy, memset
 
@@ -103,3 +104,38 @@ cdef inline int get_fd(cmsghdr* c, size_t i) noexcept nogil:
     cdef int fd
     memcpy(&fd, CMSG_DATA(c) + i * sizeof(int), sizeof(int))
     return fd
+
+
+# The calls, of which an interruption is no result.
+
+
+cdef inline ssize_t recv_bytes(int fd, void* p, size_t n, int flags) noexcept nogil:
+    cdef ssize_t got
+    while True:
+        got = c_recv(fd, p, n, flags)
+        if got >= 0 or errno != EINTR:
+            return got
+
+
+cdef inline ssize_t send_bytes(int fd, const void* p, size_t n, int flags) noexcept nogil:
+    cdef ssize_t sent
+    while True:
+        sent = c_send(fd, p, n, flags)
+        if sent >= 0 or errno != EINTR:
+            return sent
+
+
+cdef inline ssize_t recv_message(int fd, msghdr* msg, int flags) noexcept nogil:
+    cdef ssize_t got
+    while True:
+        got = c_recvmsg(fd, msg, flags)
+        if got >= 0 or errno != EINTR:
+            return got
+
+
+cdef inline ssize_t send_message(int fd, const msghdr* msg, int flags) noexcept nogil:
+    cdef ssize_t sent
+    while True:
+        sent = c_sendmsg(fd, msg, flags)
+        if sent >= 0 or errno != EINTR:
+            return sent

@@ -7,7 +7,7 @@ end up in `Intake.fds` or are closed. `sysio.py` is the same module in plain Pyt
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.errno cimport EINTR, errno
+from libc.errno cimport errno
 from libc.stdint cimport int64_t, uint8_t
 from libc.stdlib cimport free, malloc
 from posix.unistd cimport close as c_close
@@ -17,8 +17,8 @@ from jitney.broker.ticks cimport now_ns
 from .csocket cimport (
     CMSG_FIRSTHDR, CMSG_NXTHDR, CONTROL, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD,
     EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, MAX_FDS, MSG_CMSG_CLOEXEC, MSG_CTRUNC, MSG_DONTWAIT,
-    MSG_NOSIGNAL, SOL_SOCKET, c_recv, c_recvmsg, c_send, c_sendmsg, cmsghdr, count_fds,
-    epoll_create1, epoll_ctl, epoll_event, epoll_wait, gathered, get_fd, iovec, msghdr, put_fd,
+    MSG_NOSIGNAL, SOL_SOCKET, cmsghdr, count_fds, epoll_create1, epoll_ctl, epoll_event, epoll_wait,
+    gathered, get_fd, iovec, msghdr, put_fd, recv_bytes, recv_message, send_bytes, send_message,
     socklen_t, with_fds,
 )
 
@@ -93,12 +93,8 @@ cdef class Intake:
         cdef ssize_t got
         cdef size_t i
         if not with_fds and n2 == 0:
-            while True:
-                got = c_recv(fd, p + off, n, MSG_DONTWAIT)
-                if got >= 0:
-                    return got
-                if errno != EINTR:
-                    return -errno
+            got = recv_bytes(fd, p + off, n, MSG_DONTWAIT)
+            return got if got >= 0 else -errno
         vec[0].iov_base = p + off
         vec[0].iov_len = n
         vec[1].iov_base = p2
@@ -108,12 +104,9 @@ cdef class Intake:
             msg.msg_control = control
             msg.msg_controllen = sizeof(control)
         # Without room for them the kernel closes descriptors that nobody may send here.
-        while True:
-            got = c_recvmsg(fd, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC)
-            if got >= 0:
-                break
-            if errno != EINTR:
-                return -errno
+        got = recv_message(fd, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC)
+        if got < 0:
+            return -errno
         self.truncated = with_fds and (msg.msg_flags & MSG_CTRUNC) != 0
         c = CMSG_FIRSTHDR(&msg) if with_fds else NULL
         while c is not NULL:
@@ -173,23 +166,14 @@ cdef class Outlet:
                 put_fd(c, i, number)
                 i += 1
         self.fds = None
-        while True:
-            sent = c_sendmsg(fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL)
-            if sent >= 0:
-                return sent
-            if errno != EINTR:
-                return -errno
+        sent = send_message(fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL)
+        return sent if sent >= 0 else -errno
 
 
 cdef Py_ssize_t send_one(int fd, const uint8_t* p, Py_ssize_t off, Py_ssize_t n):
     """One run of bytes without descriptors. Bytes sent, or -errno."""
-    cdef ssize_t sent
-    while True:
-        sent = c_send(fd, p + off, n, MSG_DONTWAIT | MSG_NOSIGNAL)
-        if sent >= 0:
-            return sent
-        if errno != EINTR:
-            return -errno
+    cdef ssize_t sent = send_bytes(fd, p + off, n, MSG_DONTWAIT | MSG_NOSIGNAL)
+    return sent if sent >= 0 else -errno
 
 
 cdef class Poller:

@@ -45,7 +45,7 @@ cdef QuickCall new_call(FrontSlots server, PeerSlots peer, uint32_t serial, byte
 cdef bint put(PeerSlots peer, bytearray out, Py_ssize_t size, object handles) except -1
 cdef bint plain(PeerSlots peer) except -1
 @cython.locals(flags=uint32_t, serial=uint32_t, frees=uint32_t, credit=uint32_t, first=Py_ssize_t,
-               at=uint64_t, freed=Py_ssize_t, handle=HandleSlots, conn=Connection, bus=Bus,
+               at=Py_ssize_t, freed=Py_ssize_t, handle=HandleSlots, conn=Connection, bus=Bus,
                message=Message, payload=Framed, sync=bint, error=int, call=QuickCall)
 cpdef bint send(FrontSlots server, PeerSlots peer, bytearray buffer, Py_ssize_t n, object said) except -1
 cdef bytes bare(uint32_t serial, uint32_t error)

@@ -15,8 +15,9 @@ from posix.time cimport CLOCK_MONOTONIC, timespec
 from jitney.broker.ticks cimport now_ns
 from jitney.compat.csocket cimport (
     CMSG_DATA, CMSG_FIRSTHDR, CMSG_LEN, CMSG_NXTHDR, CMSG_SPACE, EPOLL_CTL_ADD, EPOLLIN, MAX_FDS,
-    MSG_CMSG_CLOEXEC, MSG_CTRUNC, MSG_DONTWAIT, MSG_NOSIGNAL, MSG_TRUNC, SOL_SOCKET, c_recvmsg,
-    c_send, cmsghdr, count_fds, epoll_ctl, epoll_event, epoll_wait, get_fd, iovec, msghdr, of_one,
+    MSG_CMSG_CLOEXEC, MSG_CTRUNC, MSG_DONTWAIT, MSG_NOSIGNAL, MSG_TRUNC, SOL_SOCKET, cmsghdr,
+    count_fds, epoll_ctl, epoll_event, epoll_wait, get_fd, iovec, msghdr, of_one, recv_message,
+    send_bytes,
 )
 
 cdef extern from "sys/timerfd.h":
@@ -69,9 +70,9 @@ cdef class Reader:
         of_one(&msg, &vec, PyByteArray_AS_STRING(self.buffer), PyByteArray_GET_SIZE(self.buffer))
         msg.msg_control = self.control
         msg.msg_controllen = ROOM
-        got = c_recvmsg(fd, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC)
+        got = recv_message(fd, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC)
         if got < 0:
-            return -1 if errno in (EAGAIN, EINTR) else -2
+            return -1 if errno == EAGAIN else -2
         self.fds = ()
         self.cut = (msg.msg_flags & MSG_TRUNC) != 0
         self.lost = (msg.msg_flags & MSG_CTRUNC) != 0
@@ -193,10 +194,10 @@ cdef class Poll:
 
 cdef Py_ssize_t send(object sock, int fd, bytearray data, Py_ssize_t size) except -9:
     """How much of the first `size` bytes the socket took; -1: nothing now, -2: it is of no use."""
-    cdef ssize_t sent = c_send(fd, PyByteArray_AS_STRING(data), size, MSG_DONTWAIT | MSG_NOSIGNAL)
+    cdef ssize_t sent = send_bytes(fd, PyByteArray_AS_STRING(data), size, MSG_DONTWAIT | MSG_NOSIGNAL)
     if sent >= 0:
         return sent
-    return -1 if errno in (EAGAIN, EINTR) else -2
+    return -1 if errno == EAGAIN else -2
 
 
 cdef uint64_t milliseconds_now() noexcept:
