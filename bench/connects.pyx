@@ -8,21 +8,22 @@ it in and the answer about descriptors came before.
 import os
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
-from libc.errno cimport EINTR, errno
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.string cimport memcpy, memmove, memset
 from posix.unistd cimport close
 
-from .link cimport BAD_FRAME, CLOSED, FINE, REFUSED, SYSTEM, Histogram, fail, now, word
+from jitney.broker.ticks cimport now_ns as now
+from jitney.compat.csocket cimport MSG_NOSIGNAL, recv_bytes, send_bytes
+
+from .link cimport BAD_FRAME, CLOSED, FINE, REFUSED, SYSTEM, Histogram, fail
+from .words cimport whole
 
 from .wire import hello
 
 cdef extern from "sys/socket.h":
-    ssize_t c_recv "recv" (int fd, void* buf, size_t n, int flags) nogil
-    ssize_t c_send "send" (int fd, const void* buf, size_t n, int flags) nogil
     int c_socket "socket" (int family, int kind, int protocol) nogil
     int c_connect "connect" (int fd, const void* addr, unsigned int n) nogil
-    int AF_UNIX, SOCK_STREAM, SOCK_CLOEXEC, MSG_NOSIGNAL
+    int AF_UNIX, SOCK_STREAM, SOCK_CLOEXEC
 
 cdef extern from "sys/un.h":
     cdef struct sockaddr_un:
@@ -48,7 +49,7 @@ cdef int hear(int fd, uint8_t* buf, Py_ssize_t cap, Py_ssize_t* have, bint lines
         else:
             pos = 0
             while have[0] - pos >= 16:
-                size = 16 + ((word(buf + pos + 12) + 7) & ~7) + word(buf + pos + 4)
+                size = whole(buf + pos)
                 if size > have[0] - pos:
                     break
                 if buf[pos + 1] == 2:
@@ -58,17 +59,15 @@ cdef int hear(int fd, uint8_t* buf, Py_ssize_t cap, Py_ssize_t* have, bint lines
                 pos += size
         if have[0] == cap:
             return BAD_FRAME
-        got = c_recv(fd, buf + have[0], cap - have[0], 0)
+        got = recv_bytes(fd, buf + have[0], cap - have[0], 0)
         if got <= 0:
-            if got < 0 and errno == EINTR:
-                continue
             return CLOSED
         have[0] += got
 
 
 cdef int tell(int fd, bytes data) noexcept:
     cdef ssize_t n = PyBytes_GET_SIZE(data)
-    return FINE if c_send(fd, PyBytes_AS_STRING(data), n, MSG_NOSIGNAL) == n else CLOSED
+    return FINE if send_bytes(fd, PyBytes_AS_STRING(data), n, MSG_NOSIGNAL) == n else CLOSED
 
 
 def connects(path, double seconds, bint pipelined, Histogram histogram):

@@ -1,12 +1,7 @@
 # cython: language_level=3
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
-cdef extern from "sys/epoll.h":
-    cdef union epoll_data:
-        int fd
-    cdef struct epoll_event:
-        uint32_t events
-        epoll_data data
+from jitney.compat.csocket cimport epoll_event
 
 cdef enum:
     EVENTS = 512
@@ -30,8 +25,6 @@ cdef enum:
     NO_MEMORY = -10
     REFUSED = -11
 
-cdef uint64_t now() noexcept nogil
-cdef uint32_t word(const uint8_t* p) noexcept nogil
 cdef uint32_t reply_serial(const uint8_t* p) noexcept nogil
 cdef int fail(int code, Link link) except -1
 cdef int push(Poll poll, Link link, int i) except -1

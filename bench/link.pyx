@@ -17,46 +17,19 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
-from libc.string cimport memcmp, memcpy, memmove, memset
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+from libc.string cimport memcmp, memcpy, memmove
 from posix.unistd cimport close
 
+from jitney.broker.ticks cimport now_ns as now
+from jitney.compat.csocket cimport (
+    CMSG_FIRSTHDR, CMSG_NXTHDR, CONTROL, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLLIN,
+    EPOLLOUT, MSG_CMSG_CLOEXEC, MSG_DONTWAIT, MSG_NOSIGNAL, cmsghdr, count_fds, epoll_create1,
+    epoll_ctl, epoll_event, epoll_wait, get_fd, iovec, msghdr, of_one, put_fd, recv_bytes,
+    recv_message, send_bytes, send_message, with_fds,
+)
+
+from .words cimport get32 as word, put32, whole
 from .wire import auth_lines, hello, parse_string_reply
-
-cdef extern from "sys/uio.h":
-    cdef struct iovec:
-        void* iov_base
-        size_t iov_len
-
-cdef extern from "sys/socket.h":
-    cdef struct msghdr:
-        void* msg_name
-        unsigned int msg_namelen
-        iovec* msg_iov
-        size_t msg_iovlen
-        void* msg_control
-        size_t msg_controllen
-        int msg_flags
-    cdef struct cmsghdr:
-        size_t cmsg_len
-        int cmsg_level
-        int cmsg_type
-    ssize_t c_recv "recv" (int fd, void* buf, size_t n, int flags) nogil
-    ssize_t c_send "send" (int fd, const void* buf, size_t n, int flags) nogil
-    ssize_t recvmsg(int fd, msghdr* msg, int flags) nogil
-    ssize_t sendmsg(int fd, const msghdr* msg, int flags) nogil
-    cmsghdr* CMSG_FIRSTHDR(msghdr* msg) nogil
-    cmsghdr* CMSG_NXTHDR(msghdr* msg, cmsghdr* c) nogil
-    unsigned char* CMSG_DATA(cmsghdr* c) nogil
-    size_t CMSG_SPACE(size_t n) nogil
-    size_t CMSG_LEN(size_t n) nogil
-    int SOL_SOCKET, SCM_RIGHTS, MSG_DONTWAIT, MSG_NOSIGNAL, MSG_CMSG_CLOEXEC
-
-cdef extern from "sys/epoll.h":
-    int epoll_create1(int flags) nogil
-    int epoll_ctl(int epfd, int op, int fd, epoll_event* event) nogil
-    int epoll_wait(int epfd, epoll_event* events, int n, int timeout) nogil
-    int EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLLIN, EPOLLOUT
 
 cdef enum:
     SLOTS = 4096
@@ -91,18 +64,6 @@ cdef int fail(int code, Link link) except -1:
     if code == SYSTEM:
         text = f"{text}: {os.strerror(errno)}"
     raise LoadError(f"{link.name.decode() if link is not None else ''}: {text}")
-
-
-cdef uint64_t now() noexcept nogil:
-    cdef timespec t
-    clock_gettime(CLOCK_MONOTONIC, &t)
-    return <uint64_t>t.tv_sec * 1000000000u + <uint64_t>t.tv_nsec
-
-
-cdef uint32_t word(const uint8_t* p) noexcept nogil:
-    cdef uint32_t value
-    memcpy(&value, p, 4)
-    return value
 
 
 cdef class Histogram:
@@ -296,10 +257,9 @@ cdef class Link:
         cdef Py_ssize_t need
         cdef msghdr msg
         cdef iovec vec
-        cdef char control[1040]
+        cdef char control[CONTROL]
         cdef cmsghdr* c
         cdef size_t i
-        cdef int fd
         if self.head == self.end:
             self.head = self.end = 0
         elif self.head and self.cap - self.end < 4096:
@@ -308,41 +268,30 @@ cdef class Link:
             self.head = 0
         need = 0
         if self.end - self.head >= 16:
-            need = 16 + ((word(self.buf + self.head + 12) + 7) & ~7) + word(self.buf + self.head + 4)
+            need = whole(self.buf + self.head)
         if need > self.cap - self.head:
             grown = <uint8_t*>realloc(self.buf, self.head + need + 65536)
             if grown is NULL:
                 return NO_MEMORY
             self.buf = grown
             self.cap = self.head + need + 65536
-        while True:
-            if self.with_fds:
-                memset(&msg, 0, sizeof(msg))
-                vec.iov_base = self.buf + self.end
-                vec.iov_len = self.cap - self.end
-                msg.msg_iov = &vec
-                msg.msg_iovlen = 1
-                msg.msg_control = control
-                msg.msg_controllen = sizeof(control)
-                got = recvmsg(self.fd, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC)
-            else:
-                got = c_recv(self.fd, self.buf + self.end, self.cap - self.end, MSG_DONTWAIT)
-            if got > 0:
-                break
-            if got == 0:
-                return CLOSED
-            if errno == EAGAIN:
-                return 0
-            if errno != EINTR:
-                return CLOSED
+        if self.with_fds:
+            of_one(&msg, &vec, self.buf + self.end, self.cap - self.end)
+            msg.msg_control = control
+            msg.msg_controllen = sizeof(control)
+            got = recv_message(self.fd, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC)
+        else:
+            got = recv_bytes(self.fd, self.buf + self.end, self.cap - self.end, MSG_DONTWAIT)
+        if got == 0:
+            return CLOSED
+        if got < 0:
+            return 0 if errno == EAGAIN else CLOSED
         if self.with_fds:
             c = CMSG_FIRSTHDR(&msg)
             while c is not NULL:
-                if c.cmsg_level == SOL_SOCKET and c.cmsg_type == SCM_RIGHTS:
-                    for i in range((c.cmsg_len - CMSG_LEN(0)) // sizeof(int)):
-                        memcpy(&fd, CMSG_DATA(c) + i * sizeof(int), sizeof(int))
-                        close(fd)
-                        self.fds_seen += 1
+                for i in range(count_fds(c)):
+                    close(get_fd(c, i))
+                    self.fds_seen += 1
                 c = CMSG_NXTHDR(&msg, c)
         self.end += got
         return 1
@@ -356,7 +305,7 @@ cdef class Link:
             return 0
         if p[0] != 108 or p[3] != 1:
             return BAD_FRAME
-        size = 16 + ((word(p + 12) + 7) & ~7) + word(p + 4)
+        size = whole(p)
         return size if size <= have else 0
 
     cdef int check(self, const uint8_t* p, Py_ssize_t size) noexcept nogil:
@@ -424,7 +373,6 @@ cdef class Link:
         cdef msghdr msg
         cdef iovec vec
         cdef char control[64]
-        cdef cmsghdr* c
         while True:
             if self.out_off == self.out_len:
                 if self.pending == 0:
@@ -435,48 +383,33 @@ cdef class Link:
                     while self.pending and self.out_len + self.size <= BATCH:
                         p = self.batch + self.out_len
                         memcpy(p, self.message, self.size)
-                        memcpy(p + 8, &self.serial, 4)
+                        put32(p + 8, self.serial)
                         if self.reply_at >= 0:
-                            memcpy(p + self.reply_at, &self.reply_to, 4)
+                            put32(p + self.reply_at, self.reply_to)
                         self.serial += 1
                         self.reply_to += 1
                         self.pending -= 1
                         self.out_len += self.size
                 else:
-                    memcpy(self.message + 8, &self.serial, 4)
+                    put32(self.message + 8, self.serial)
                     if self.reply_at >= 0:
-                        memcpy(self.message + self.reply_at, &self.reply_to, 4)
+                        put32(self.message + self.reply_at, self.reply_to)
                     self.serial += 1
                     self.reply_to += 1
                     self.pending -= 1
                     self.out = self.message
                     self.out_len = self.size
             if self.passed >= 0 and self.out_off == 0:
-                memset(&msg, 0, sizeof(msg))
-                memset(control, 0, sizeof(control))
-                vec.iov_base = <void*>self.out
-                vec.iov_len = self.out_len
-                msg.msg_iov = &vec
-                msg.msg_iovlen = 1
-                msg.msg_control = control
-                msg.msg_controllen = CMSG_SPACE(sizeof(int))
-                c = CMSG_FIRSTHDR(&msg)
-                c.cmsg_level = SOL_SOCKET
-                c.cmsg_type = SCM_RIGHTS
-                c.cmsg_len = CMSG_LEN(sizeof(int))
-                memcpy(CMSG_DATA(c), &self.passed, sizeof(int))
-                sent = sendmsg(self.fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL)
+                of_one(&msg, &vec, self.out, self.out_len)
+                put_fd(with_fds(&msg, control, 1), 0, self.passed)
+                sent = send_message(self.fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL)
             else:
-                sent = c_send(
+                sent = send_bytes(
                     self.fd, self.out + self.out_off, self.out_len - self.out_off,
                     MSG_DONTWAIT | MSG_NOSIGNAL,
                 )
             if sent < 0:
-                if errno == EAGAIN:
-                    return 0
-                if errno == EINTR:
-                    continue
-                return CLOSED
+                return 0 if errno == EAGAIN else CLOSED
             self.out_off += sent
 
 

@@ -10,15 +10,15 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
+from jitney.broker.ticks cimport now_ns as now
+from jitney.compat.csocket cimport EPOLLIN, EPOLLOUT
+
 from .link import LoadError
 
 from .link cimport (
     BAD_ORDER, CLOSED, LOOK, PATIENCE, REFUSED, SILENCE, UNWANTED,
-    Histogram, Link, Poll, fail, now, push, reply_serial,
+    Histogram, Link, Poll, fail, push, reply_serial,
 )
-
-cdef extern from "sys/epoll.h":
-    int EPOLLIN, EPOLLOUT
 
 cdef enum:
     BATCH = 65536

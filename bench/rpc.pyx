@@ -13,36 +13,15 @@ from libc.errno cimport EAGAIN, EBUSY, ECONNRESET, EINTR, EPIPE, errno
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy, memset
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from posix.unistd cimport close
 
-cdef extern from "sys/uio.h":
-    cdef struct iovec:
-        void* iov_base
-        size_t iov_len
+from jitney.broker.ticks cimport now_ns as now
+from jitney.compat.csocket cimport (
+    CMSG_FIRSTHDR, MSG_CMSG_CLOEXEC, MSG_NOSIGNAL, cmsghdr, count_fds, get_fd, iovec, msghdr, of_one,
+    put_fd, recv_bytes, recv_message, send_bytes, send_message, with_fds,
+)
 
-cdef extern from "sys/socket.h":
-    cdef struct msghdr:
-        void* msg_name
-        unsigned int msg_namelen
-        iovec* msg_iov
-        size_t msg_iovlen
-        void* msg_control
-        size_t msg_controllen
-        int msg_flags
-    cdef struct cmsghdr:
-        size_t cmsg_len
-        int cmsg_level
-        int cmsg_type
-    ssize_t c_recv "recv" (int fd, void* buf, size_t n, int flags) nogil
-    ssize_t c_send "send" (int fd, const void* buf, size_t n, int flags) nogil
-    ssize_t recvmsg(int fd, msghdr* msg, int flags) nogil
-    ssize_t sendmsg(int fd, const msghdr* msg, int flags) nogil
-    cmsghdr* CMSG_FIRSTHDR(msghdr* msg) nogil
-    unsigned char* CMSG_DATA(cmsghdr* c) nogil
-    size_t CMSG_SPACE(size_t n) nogil
-    size_t CMSG_LEN(size_t n) nogil
-    int SOL_SOCKET, SCM_RIGHTS, MSG_NOSIGNAL, MSG_CMSG_CLOEXEC
+from .words cimport get32, get64, put32, put64, whole
 
 cdef extern from "sched.h":
     int sched_yield() nogil
@@ -85,32 +64,6 @@ cdef unsigned long IOCTL_FREE = 0x40209583
 
 class RpcError(Exception):
     """A broker that did not do what it should: the measurement is void."""
-
-
-cdef uint64_t now() noexcept nogil:
-    cdef timespec t
-    clock_gettime(CLOCK_MONOTONIC, &t)
-    return <uint64_t>t.tv_sec * 1000000000u + <uint64_t>t.tv_nsec
-
-
-cdef uint32_t get32(const uint8_t* p) noexcept nogil:
-    cdef uint32_t value
-    memcpy(&value, p, 4)
-    return value
-
-
-cdef uint64_t get64(const uint8_t* p) noexcept nogil:
-    cdef uint64_t value
-    memcpy(&value, p, 8)
-    return value
-
-
-cdef void put32(uint8_t* p, uint32_t value) noexcept nogil:
-    memcpy(p, &value, 4)
-
-
-cdef void put64(uint8_t* p, uint64_t value) noexcept nogil:
-    memcpy(p, &value, 8)
 
 
 cdef int same(const uint8_t* got, const uint8_t* want, Py_ssize_t size, Py_ssize_t skip) noexcept nogil:
@@ -171,10 +124,8 @@ def command(int fd, unsigned long number, bytes data):
 cdef int send_all(int fd, const uint8_t* p, Py_ssize_t size) noexcept nogil:
     cdef ssize_t sent
     while size:
-        sent = c_send(fd, p, size, MSG_NOSIGNAL)
+        sent = send_bytes(fd, p, size, MSG_NOSIGNAL)
         if sent < 0:
-            if errno == EINTR:
-                continue
             return OVER if errno in (EPIPE, ECONNRESET) else SYSTEM
         p += sent
         size -= sent
@@ -188,14 +139,12 @@ cdef Py_ssize_t receive(int fd, uint8_t* p, Py_ssize_t room) noexcept nogil:
     cdef ssize_t got
     while have < need:
         # All there is: no more than one message is ever under way.
-        got = c_recv(fd, p + have, room - have, 0)
+        got = recv_bytes(fd, p + have, room - have, 0)
         if got <= 0:
-            if got < 0 and errno == EINTR:
-                continue
             return -1
         have += got
         if have >= 16:
-            need = 16 + ((get32(p + 12) + 7) & ~7) + get32(p + 4)
+            need = whole(p)
             if need > room:
                 return -1
     return have
@@ -327,57 +276,35 @@ cdef class Native:
         cdef char control[256]
         cdef cmsghdr* c
         cdef ssize_t got
-        memset(&msg, 0, sizeof(msg))
-        vec.iov_base = self.came
-        vec.iov_len = FRAME
-        msg.msg_iov = &vec
-        msg.msg_iovlen = 1
-        while True:
-            if self.accepts:
-                msg.msg_control = control
-                msg.msg_controllen = sizeof(control)
-                got = recvmsg(self.fd, &msg, MSG_CMSG_CLOEXEC)
-            else:
-                got = c_recv(self.fd, self.came, FRAME, 0)
-            if got > 0:
-                break
-            if got == 0:
-                return OVER
-            if errno != EINTR:
-                return OVER if errno == ECONNRESET else SYSTEM
+        of_one(&msg, &vec, self.came, FRAME)
+        if self.accepts:
+            msg.msg_control = control
+            msg.msg_controllen = sizeof(control)
+            got = recv_message(self.fd, &msg, MSG_CMSG_CLOEXEC)
+        else:
+            got = recv_bytes(self.fd, self.came, FRAME, 0)
+        if got <= 0:
+            return OVER if got == 0 or errno == ECONNRESET else SYSTEM
         if not self.accepts:
             return FINE
         if self.got_fd >= 0:
             close(self.got_fd)
             self.got_fd = -1
         c = CMSG_FIRSTHDR(&msg)
-        if c is not NULL and c.cmsg_level == SOL_SOCKET and c.cmsg_type == SCM_RIGHTS:
-            memcpy(&self.got_fd, CMSG_DATA(c), sizeof(int))
+        if c is not NULL and count_fds(c):
+            self.got_fd = get_fd(c, 0)
         return FINE
 
     cdef int send(self, int fd) noexcept nogil:
         cdef msghdr msg
         cdef iovec vec
         cdef char control[64]
-        cdef cmsghdr* c
         if fd < 0:
             return send_all(self.fd, self.frame.p, self.frame.size)
-        memset(&msg, 0, sizeof(msg))
-        vec.iov_base = self.frame.p
-        vec.iov_len = self.frame.size
-        msg.msg_iov = &vec
-        msg.msg_iovlen = 1
-        memset(control, 0, sizeof(control))
-        msg.msg_control = control
-        msg.msg_controllen = CMSG_SPACE(sizeof(int))
-        c = CMSG_FIRSTHDR(&msg)
-        c.cmsg_level = SOL_SOCKET
-        c.cmsg_type = SCM_RIGHTS
-        c.cmsg_len = CMSG_LEN(sizeof(int))
-        memcpy(CMSG_DATA(c), &fd, sizeof(int))
-        while sendmsg(self.fd, &msg, MSG_NOSIGNAL) < 0:
-            if errno != EINTR:
-                return OVER if errno in (EPIPE, ECONNRESET) else SYSTEM
+        of_one(&msg, &vec, self.frame.p, self.frame.size)
+        put_fd(with_fds(&msg, control, 1), 0, fd)
+        if send_message(self.fd, &msg, MSG_NOSIGNAL) < 0:
+            return OVER if errno in (EPIPE, ECONNRESET) else SYSTEM
         return FINE
 
     def calls(self, Buffer body, uintptr_t place, Py_ssize_t size, int memfd, list times, int count):

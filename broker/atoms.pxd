@@ -4,7 +4,6 @@ from libc.stdint cimport int64_t, uint8_t, uint64_t
 
 from .mem cimport Map64, hash64, of_bytes, same
 
-@cython.freelist(64)
 cdef class Atom:
     cdef readonly bytes text
     cdef readonly uint64_t number

@@ -21,6 +21,8 @@ if not cython.compiled:
     from .mem import hash64, of_bytes, same
 
 
+@cython.freelist(64)
+@cython.cclass
 class Atom:
     """A registered string. `name` is the entry of the name registry with this text, if any;
     `watched` counts match rules that name it as their sender."""

@@ -11,14 +11,12 @@ from .names cimport Name
 cdef int S_SENDER, S_INTERFACE, S_MEMBER, S_PATH, S_PATH_NS, S_ARG, S_ARG_NS, S_EAVESDROP
 cdef bytes DRIVER_NAME
 
-@cython.freelist(16)
 cdef class Arg:
     cdef readonly int index
     cdef readonly int kind
     cdef readonly bytes text
     cdef bint matches(self, Message msg)
 
-@cython.freelist(16)
 cdef class Rule:
     cdef readonly int type
     cdef readonly bytes sender

@@ -41,6 +41,8 @@ S_EAVESDROP = 128
 DRIVER_NAME = b"org.freedesktop.DBus"
 
 
+@cython.freelist(16)
+@cython.cclass
 class Arg:
     """One argN, argNpath or arg0namespace key. `kind`: 115 string, 112 path, 110 namespace."""
 
@@ -76,6 +78,8 @@ class Arg:
         return same(p, off, want, self.text)
 
 
+@cython.freelist(16)
+@cython.cclass
 class Rule:
     """One match rule. All strings are bytes; None means "any".
 

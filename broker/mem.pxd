@@ -60,6 +60,8 @@ cdef class Map64:
     cdef MapSlot* slots
     cdef Py_ssize_t mask
     cdef readonly Py_ssize_t used
+    # Always None: it makes it one of those that the garbage collector asks.
+    cdef object tracked
     cdef object get(self, uint64_t key)
     cdef int put(self, uint64_t key, object value) except -1
     cdef object pop(self, uint64_t key)

@@ -238,22 +238,3 @@ class Map64:
 
     def keys(self) -> list[int]:
         return list(self.slots)
-
-
-class _Probe:
-    """The functions of this module for tests and for Python callers."""
-
-    @staticmethod
-    def utf8_ok(data: bytes) -> bool:
-        return utf8_ok(data, 0, len(data))
-
-    @staticmethod
-    def hash64(data: bytes) -> int:
-        return hash64(data, 0, len(data))
-
-    map_get = staticmethod(Map64.get)
-    map_put = staticmethod(Map64.put)
-    map_pop = staticmethod(Map64.pop)
-    ring_push = staticmethod(Ring.push)
-    ring_take_left = staticmethod(Ring.take_left)
-    ring_pop = staticmethod(Ring.pop)

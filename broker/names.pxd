@@ -4,12 +4,10 @@ from libc.stdint cimport int64_t
 from .atoms cimport Atom, Atoms
 from .connection cimport Connection
 
-@cython.freelist(16)
 cdef class Owner:
     cdef readonly Connection conn
     cdef public int64_t flags
 
-@cython.freelist(16)
 cdef class Name:
     cdef readonly bytes text
     cdef readonly Atom atom

@@ -7,73 +7,37 @@ end up in `Intake.fds` or are closed. `sysio.py` is the same module in plain Pyt
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.errno cimport EINTR, errno
-from libc.stdint cimport int64_t, uint8_t, uint32_t
+from libc.errno cimport errno
+from libc.stdint cimport int64_t, uint8_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy, memset
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from posix.unistd cimport close as c_close
+
+from jitney.broker.ticks cimport now_ns
+
+from .csocket cimport (
+    CMSG_FIRSTHDR, CMSG_NXTHDR, CONTROL, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD,
+    EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, MAX_FDS, MSG_CMSG_CLOEXEC, MSG_CTRUNC, MSG_DONTWAIT,
+    MSG_NOSIGNAL, SOL_SOCKET, cmsghdr, count_fds, epoll_create1, epoll_ctl, epoll_event, epoll_wait,
+    gathered, get_fd, iovec, msghdr, put_fd, recv_bytes, recv_message, send_bytes, send_message,
+    socklen_t, with_fds,
+)
 
 COMPILED = True
 
-cdef extern from "sys/uio.h":
-    cdef struct iovec:
-        void* iov_base
-        size_t iov_len
-
 cdef extern from "sys/socket.h":
-    cdef struct msghdr:
-        void* msg_name
-        unsigned int msg_namelen
-        iovec* msg_iov
-        size_t msg_iovlen
-        void* msg_control
-        size_t msg_controllen
-        int msg_flags
-    cdef struct cmsghdr:
-        size_t cmsg_len
-        int cmsg_level
-        int cmsg_type
-    ssize_t c_recv "recv" (int fd, void* buf, size_t n, int flags) nogil
-    ssize_t c_send "send" (int fd, const void* buf, size_t n, int flags) nogil
-    ssize_t c_recvmsg "recvmsg" (int fd, msghdr* msg, int flags) nogil
-    ssize_t c_sendmsg "sendmsg" (int fd, const msghdr* msg, int flags) nogil
-    cmsghdr* CMSG_FIRSTHDR(msghdr* msg) nogil
-    cmsghdr* CMSG_NXTHDR(msghdr* msg, cmsghdr* c) nogil
-    unsigned char* CMSG_DATA(cmsghdr* c) nogil
-    size_t CMSG_SPACE(size_t n) nogil
-    size_t CMSG_LEN(size_t n) nogil
-    ctypedef unsigned int socklen_t
     int accept4(int fd, void* address, socklen_t* n, int flags) nogil
     int getsockopt(int fd, int level, int option, void* value, socklen_t* n) nogil
     int setsockopt(int fd, int level, int option, const void* value, socklen_t n) nogil
     int SO_SNDBUF
     int SOCK_CLOEXEC, SOCK_NONBLOCK
-    int SOL_SOCKET, SCM_RIGHTS, MSG_CTRUNC, MSG_DONTWAIT, MSG_NOSIGNAL, MSG_CMSG_CLOEXEC
 
-cdef extern from "sys/epoll.h":
-    cdef union epoll_data:
-        int fd
-    cdef struct epoll_event:
-        uint32_t events
-        epoll_data data
-    int epoll_create1(int flags) nogil
-    int epoll_ctl(int epfd, int op, int fd, epoll_event* event) nogil
-    int epoll_wait(int epfd, epoll_event* events, int n, int timeout) nogil
-    int EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLL_CTL_DEL
-    int EPOLLIN, EPOLLOUT, EPOLLHUP, EPOLLERR
-
-# SCM_MAX_FD: the kernel passes no more in one message.
 cdef enum:
-    MAX_FDS = 253
     MAX_VECTORS = 64
     WIDE = 1 << 20
 
 cdef int64_t now() noexcept:
     """Microseconds on a clock that only goes forward."""
-    cdef timespec t
-    clock_gettime(CLOCK_MONOTONIC, &t)
-    return <int64_t>t.tv_sec * 1000000 + t.tv_nsec // 1000
+    return <int64_t>(now_ns() // 1000)
 
 
 READABLE = EPOLLIN
@@ -124,46 +88,30 @@ cdef class Intake:
         """Receives up to n bytes at p+off and, behind them, n2 at p2. Bytes, 0 at the end, or -errno."""
         cdef msghdr msg
         cdef iovec vec[2]
-        cdef char control[1040]
+        cdef char control[CONTROL]
         cdef cmsghdr* c
         cdef ssize_t got
-        cdef size_t i, count
-        cdef int passed
+        cdef size_t i
         if not with_fds and n2 == 0:
-            while True:
-                got = c_recv(fd, p + off, n, MSG_DONTWAIT)
-                if got >= 0:
-                    return got
-                if errno != EINTR:
-                    return -errno
+            got = recv_bytes(fd, p + off, n, MSG_DONTWAIT)
+            return got if got >= 0 else -errno
         vec[0].iov_base = p + off
         vec[0].iov_len = n
         vec[1].iov_base = p2
         vec[1].iov_len = n2
-        memset(&msg, 0, sizeof(msg))
-        msg.msg_iov = vec
-        msg.msg_iovlen = 2 if n2 else 1
+        gathered(&msg, vec, 2 if n2 else 1)
         if with_fds:
             msg.msg_control = control
             msg.msg_controllen = sizeof(control)
         # Without room for them the kernel closes descriptors that nobody may send here.
-        while True:
-            got = c_recvmsg(fd, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC)
-            if got >= 0:
-                break
-            if errno != EINTR:
-                return -errno
+        got = recv_message(fd, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC)
+        if got < 0:
+            return -errno
         self.truncated = with_fds and (msg.msg_flags & MSG_CTRUNC) != 0
         c = CMSG_FIRSTHDR(&msg) if with_fds else NULL
         while c is not NULL:
-            if c.cmsg_level == SOL_SOCKET and c.cmsg_type == SCM_RIGHTS:
-                # A truncated header may claim more than there is.
-                count = (c.cmsg_len - CMSG_LEN(0)) // sizeof(int)
-                if count > MAX_FDS:
-                    count = MAX_FDS
-                for i in range(count):
-                    memcpy(&passed, CMSG_DATA(c) + i * sizeof(int), sizeof(int))
-                    self.fds.append(passed)
+            for i in range(count_fds(c)):
+                self.fds.append(get_fd(c, i))
             c = CMSG_NXTHDR(&msg, c)
         return got
 
@@ -201,50 +149,31 @@ cdef class Outlet:
     cdef Py_ssize_t send(self, int fd):
         """Bytes sent, or -errno."""
         cdef msghdr msg
-        cdef char control[1040]
+        cdef char control[CONTROL]
         cdef cmsghdr* c
         cdef ssize_t sent
-        cdef size_t count = 0
+        cdef size_t count
         cdef size_t i = 0
-        cdef int passed
-        memset(&msg, 0, sizeof(msg))
-        msg.msg_iov = <iovec*>self.vectors
-        msg.msg_iovlen = self.count
+        gathered(&msg, <iovec*>self.vectors, self.count)
         if self.fds is not None:
-            memset(control, 0, sizeof(control))
             count = len(self.fds)
             if count > MAX_FDS:
                 count = MAX_FDS
-            msg.msg_control = control
-            msg.msg_controllen = CMSG_SPACE(count * sizeof(int))
-            c = CMSG_FIRSTHDR(&msg)
-            c.cmsg_level = SOL_SOCKET
-            c.cmsg_type = SCM_RIGHTS
-            c.cmsg_len = CMSG_LEN(count * sizeof(int))
+            c = with_fds(&msg, control, count)
             for number in self.fds:
                 if i == count:
                     break
-                passed = number
-                memcpy(CMSG_DATA(c) + i * sizeof(int), &passed, sizeof(int))
+                put_fd(c, i, number)
                 i += 1
         self.fds = None
-        while True:
-            sent = c_sendmsg(fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL)
-            if sent >= 0:
-                return sent
-            if errno != EINTR:
-                return -errno
+        sent = send_message(fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL)
+        return sent if sent >= 0 else -errno
 
 
 cdef Py_ssize_t send_one(int fd, const uint8_t* p, Py_ssize_t off, Py_ssize_t n):
     """One run of bytes without descriptors. Bytes sent, or -errno."""
-    cdef ssize_t sent
-    while True:
-        sent = c_send(fd, p + off, n, MSG_DONTWAIT | MSG_NOSIGNAL)
-        if sent >= 0:
-            return sent
-        if errno != EINTR:
-            return -errno
+    cdef ssize_t sent = send_bytes(fd, p + off, n, MSG_DONTWAIT | MSG_NOSIGNAL)
+    return sent if sent >= 0 else -errno
 
 
 cdef class Poller:

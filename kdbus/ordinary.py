@@ -3,6 +3,8 @@
 Invariant: what `read()` returns is what `request` would have made of the same bytes. It takes only
 messages about which nothing is special: to one receiver, no signal, no descriptors, payload to be
 copied, and nothing about them that might be refused for its form. All others are left to `request`.
+
+Where the payload is, is told to the front's `Payload`, which knows what is there.
 """
 
 from __future__ import annotations
@@ -19,17 +21,22 @@ if not cython.compiled:
     from jitney.broker.kdbus.loads import get64
 
 _VEC_MAX = 2 * 1024 * 1024
-_VECS_MAX = 16
 _ANYBODY = (1 << 64) - 1
 _SIGN = 1 << 63
 
 
-def read(
-    bus: Bus, sender: int, buffer: bytearray, at: int, n: int, sync: bool, vecs: list[int]
-) -> Message | None:
-    """The message in `buffer[at:at + n]`; None where it is none for us.
+class Payload:
+    """Takes the parts of a message, one after the other."""
 
-    `vecs` gets the address and size of each part, for which the message has an empty place."""
+    def take(self, message: Message, where: int, size: int) -> bool:
+        """Adds it to the message; False where it cannot."""
+        raise NotImplementedError
+
+
+def read(
+    bus: Bus, sender: int, buffer: bytearray, at: int, n: int, sync: bool, payload: Payload
+) -> Message | None:
+    """The message in `buffer[at:at + n]`; None where it is none for us."""
     if n < 64:
         return None
     size = get64(buffer, at)
@@ -47,7 +54,8 @@ def read(
             return None
     elif sync:
         return None
-    message = Message(dst, flags, get64(buffer, at + 48), timeout)
+    message = Message.__new__(Message)
+    message.begin(dst, flags, get64(buffer, at + 48), timeout)
     message.payload_type = get64(buffer, at + 40)
     priority = get64(buffer, at + 16)
     message.priority = priority if priority < _SIGN else priority - _ANYBODY - 1
@@ -66,14 +74,11 @@ def read(
                 return None
             room = get64(buffer, item + 16)
             where = get64(buffer, item + 24)
-            if not room or room > _VEC_MAX or not where or len(vecs) >= 2 * _VECS_MAX:
+            if not room or room > _VEC_MAX or not where:
                 return None
             total += room
-            if total > _VEC_MAX:
+            if total > _VEC_MAX or not payload.take(message, where, room):
                 return None
-            vecs.append(where)
-            vecs.append(room)
-            message.add_data(None)
         elif kind == 10:
             # What is in the registry is a name, so it needs no check.
             if message.dst_name is not None or length < 17 or buffer[item + length - 1]:

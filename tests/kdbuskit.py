@@ -346,7 +346,7 @@ class World:
         self.bus = self.domain.buses[b"0-test"]
 
     def close(self) -> None:
-        """The end of all clients: a bus that still has some is held by them for good."""
+        """The end of all clients."""
         for client in self.made:
             client.close()
 

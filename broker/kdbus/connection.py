@@ -71,17 +71,13 @@ class Received:
     """Where a message is. `fds`, for fronts that can install them: (handle, the place in the pool
     for the number that it gets); the front drops each handle when it is done with it."""
 
-    def __init__(
-        self, offset: int, size: int, return_flags: int, fds: list[tuple[Any, int]]
-    ) -> None:
-        self.offset = offset
-        self.size = size
-        self.return_flags = return_flags
-        self.fds = fds
+    offset: int
+    size: int
+    return_flags: int
+    fds: list[tuple[Any, int]]
 
 
 def new_received(offset: int, size: int, return_flags: int, fds: Any) -> Received:
-    """Received(), without a detour."""
     made = Received.__new__(Received)
     made.offset = offset
     made.size = size
@@ -291,7 +287,7 @@ class Connection:
         found = self.queue.first(priority if flags & c.RECV_USE_PRIORITY else None)
         lost, self.lost = self.lost, 0
         if found is None:
-            return Received(self.pool.empty, 0, -1, []), lost
+            return new_received(self.pool.empty, 0, -1, _NO_FDS), lost
         number, entry = found
         if flags & c.RECV_PEEK and not flags & c.RECV_DROP:
             return self.take(entry, True), lost

@@ -104,6 +104,7 @@ class Message:
         self.parts.append((RAW, item(kind, data)))
 
     def add_data(self, data: Any) -> None:
+        self.unfold()
         self.parts.append((DATA, data))
 
     def add_zeros(self, size: int) -> None:

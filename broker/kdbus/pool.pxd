@@ -17,6 +17,9 @@ cdef class Slice:
 @cython.locals(made=Slice)
 cdef Slice new_slice(Py_ssize_t offset, Py_ssize_t size)
 
+cdef void tie(Slice before, Slice after) noexcept
+cdef void leave(Slice part) noexcept
+
 cdef class Pool:
     cdef readonly Py_ssize_t size
     cdef readonly object memory
@@ -33,7 +36,7 @@ cdef class Pool:
     cpdef Slice alloc(self, Py_ssize_t size, bint accounted)
     @cython.locals(at=Py_ssize_t, top=Slice)
     cdef Slice hole(self, Py_ssize_t size)
-    @cython.locals(found=Slice, rest=Slice, before=Slice, following=Slice)
+    @cython.locals(found=Slice, rest=Slice)
     cdef Slice split(self, Slice part, Py_ssize_t size)
     cpdef tuple publish(self, Slice part)
     cpdef release(self, Slice part)
@@ -41,8 +44,6 @@ cdef class Pool:
     cpdef free(self, uint64_t offset)
     cdef put_free(self, Slice part)
     cdef take_free(self, Slice part)
-    @cython.locals(after=Slice, before=Slice, following=Slice)
+    @cython.locals(after=Slice, before=Slice)
     cdef give_back(self, Slice part)
-    @cython.locals(previous=Slice)
-    cdef skip(self, Slice part, Slice before)
     cpdef Slice store(self, list parts, Py_ssize_t size)

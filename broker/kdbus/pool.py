@@ -69,19 +69,18 @@ class Slice:
         "accounted", "by_bus", "by_owner", "following", "free", "offset", "previous", "size",
     )  # fmt: skip
 
-    def __init__(self, offset: int, size: int) -> None:
-        self.offset = offset
-        self.size = size
-        self.free = True
-        self.accounted = False
-        self.by_bus = False
-        self.by_owner = False
-        self.previous: Slice | None = None
-        self.following: Slice | None = None
+    offset: int
+    size: int
+    free: bool
+    accounted: bool
+    by_bus: bool
+    by_owner: bool
+    previous: Slice | None
+    following: Slice | None
 
 
 def new_slice(offset: int, size: int) -> Slice:
-    """Slice(), without a detour."""
+    """A free one, without neighbours."""
     made = Slice.__new__(Slice)
     made.offset = offset
     made.size = size
@@ -94,6 +93,20 @@ def new_slice(offset: int, size: int) -> Slice:
     return made
 
 
+def tie(before: Slice | None, after: Slice | None) -> None:
+    """They are neighbours from now on; None is either end of the pool."""
+    if before is not None:
+        before.following = after
+    if after is not None:
+        after.previous = before
+
+
+def leave(part: Slice) -> None:
+    """It is no part of the row any more."""
+    tie(part.previous, part.following)
+    part.previous = part.following = None
+
+
 class Pool:
     """The slices of one pool; `memory` holds the bytes. `top` is the free slice at its end, if
     there is one: most come from there and go back to it, and it is on no list."""
@@ -103,7 +116,7 @@ class Pool:
         self.memory = memory
         self.area: Area | None = None
         self.accounted = 0
-        self.top: Slice | None = Slice(0, size)
+        self.top: Slice | None = new_slice(0, size)
         self.busy: dict[int, Slice] = {}
         # Free ones before it, and in order of size: the smallest that is large enough is taken.
         self.holes: dict[int, Slice] = {}
@@ -160,22 +173,14 @@ class Pool:
         if part is self.top:
             # It stays what it is and becomes smaller.
             found = new_slice(part.offset, size)
-            before = part.previous
-            found.previous = before
-            if before is not None:
-                before.following = found
-            found.following = part
-            part.previous = found
+            tie(part.previous, found)
+            tie(found, part)
             part.offset += size
             part.size -= size
             return found
         rest = new_slice(part.offset + size, part.size - size)
-        rest.previous = part
-        following = part.following
-        rest.following = following
-        if following is not None:
-            following.previous = rest
-        part.following = rest
+        tie(rest, part.following)
+        tie(part, rest)
         part.size = size
         self.put_free(rest)
         return part
@@ -236,31 +241,19 @@ class Pool:
             self.take_free(before)
             part.offset = before.offset
             part.size += before.size
-            self.skip(part, before)
+            leave(before)
         after = part.following
         if after is None or not after.free:
             self.put_free(part)
         elif after is self.top:
             after.offset = part.offset
             after.size += part.size
-            self.skip(after, part)
+            leave(part)
         else:
             self.take_free(after)
             part.size += after.size
-            following = after.following
-            part.following = following
-            if following is not None:
-                following.previous = part
-            after.previous = after.following = None
+            leave(after)
             self.put_free(part)
-
-    def skip(self, part: Slice, before: Slice) -> None:
-        """Takes the one before it out of the row."""
-        previous = before.previous
-        part.previous = previous
-        if previous is not None:
-            previous.following = part
-        before.previous = before.following = None
 
     def store(self, parts: list[Any], size: int) -> Slice:
         """A slice of the owner's half with these bytes in it."""

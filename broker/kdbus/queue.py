@@ -38,21 +38,19 @@ class Entry:
         "fds", "kept", "n_fds", "name", "patches", "priority", "reply", "size", "slice", "user",
     )  # fmt: skip
 
-    def __init__(self, part: Slice, priority: int, user: Any, fds: Any, patches: list[int]) -> None:
-        self.slice = part
-        self.size = part.size
-        self.priority = priority
-        self.user = user
-        self.fds = fds
-        self.patches = patches
-        self.reply: Any = None
-        self.name: Any = None
-        self.kept: Any = None
-        self.n_fds = 0
+    slice: Slice
+    size: int
+    priority: int
+    user: Any
+    fds: Any
+    patches: list[int]
+    reply: Any
+    name: Any
+    kept: Any
+    n_fds: int
 
 
 def new_entry(part: Slice, priority: int, user: Any, fds: Any, patches: list[int]) -> Entry:
-    """Entry(), without a detour."""
     made = Entry.__new__(Entry)
     made.slice = part
     made.size = part.size

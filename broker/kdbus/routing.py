@@ -315,7 +315,7 @@ class Routing:
         conn.pool.memory.write(part.offset, parts)
         if message.memfds and conn.installs:
             fds = [*fds, *[p[1] for p in message.parts if p[0] == 3]]
-        entry = Entry(part, message.priority, user, fds, patches)
+        entry = new_entry(part, message.priority, user, fds, patches)
         entry.n_fds = len(message.fds)
         for handle in fds:
             handle.hold()

@@ -18,11 +18,33 @@ except ImportError:
 from jitney.broker.kdbus import constants as c
 from jitney.broker.kdbus.errors import KdbusError
 
+from ..ordinary import Payload
+
 if not cython.compiled:
     from jitney.broker.kdbus.connection import Connection
     from jitney.broker.kdbus.message import Message
 
 _EXPECT_REPLY = c.EXPECT_REPLY
+# As many as one copy takes.
+_VECS_MAX = 16
+
+
+class Apart(Payload):
+    """Payload that is in the client's memory still: `vecs` has the address and size of each part,
+    for which the message has an empty place; `total`: how much it is."""
+
+    def __init__(self) -> None:
+        self.vecs: list[int] = []
+        self.total = 0
+
+    def take(self, message: Message, where: int, size: int) -> bool:
+        if len(self.vecs) >= 2 * _VECS_MAX:
+            return False
+        self.vecs.append(where)
+        self.vecs.append(size)
+        self.total += size
+        message.add_data(None)
+        return True
 
 
 class Placed:
@@ -69,7 +91,7 @@ class Places:
         return found if may else None
 
     def begin(
-        self, conn: Connection, message: Message, vecs: list[int], creds: Any
+        self, conn: Connection, message: Message, vecs: list[int], total: int, creds: Any
     ) -> tuple[Any, ...] | None:
         """(receiver, its pool's memory, where the payload goes); None where it has to be copied
         elsewhere first. The message then has its place, and its parts theirs."""
@@ -84,9 +106,6 @@ class Places:
         for i in range(len(parts)):
             old = parts[i]
             items += 32 if old[0] == 1 else len(old[1])
-        total = 0
-        for i in range(1, len(vecs), 2):
-            total += vecs[i]
         try:
             part = conn.bus.room(found, conn.user, (items + total + 7) & ~7)
         except KdbusError:

@@ -26,7 +26,30 @@ POOL_MAX = 1 << 34
 """Pages are only there when something was written to them, but addresses are not endless."""
 
 
-class Backing:
+class _Mapped:
+    """What is written to through a mapping of ours, `map`."""
+
+    map: mmap.mmap | None = None
+
+    def write(self, offset: int, parts: Iterable[Any]) -> None:
+        assert self.map is not None
+        put(self.map, offset, parts)
+
+    def whole(self) -> Any:
+        """What can be written to directly."""
+        return self.map
+
+    def close(self) -> None:
+        # The client may have it mapped for as long as it likes; it pays for the memory itself.
+        if self.map is not None:
+            try:
+                self.map.close()
+            except BufferError:
+                pass  # a copy is under way; the last reference frees it
+            self.map = None
+
+
+class Backing(_Mapped):
     """A file's memory that FUSE passes through to; made when the node is opened, sized at HELLO."""
 
     trusted = False
@@ -42,7 +65,6 @@ class Backing:
         except OSError:
             os.close(self.fd)
             raise
-        self.map: mmap.mmap | None = None
 
     def resize(self, size: int) -> None:
         if size > POOL_MAX:
@@ -50,29 +72,12 @@ class Backing:
         os.ftruncate(self.fd, size)
         self.map = mmap.mmap(self.fd, size)
 
-    def write(self, offset: int, parts: Iterable[Any]) -> None:
-        assert self.map is not None
-        put(self.map, offset, parts)
-
     def read(self, offset: int, size: int) -> bytes:
         assert self.map is not None
         return self.map[offset : offset + size]
 
-    def whole(self) -> Any:
-        """What can be written to directly."""
-        return self.map
-
     def publish(self, offset: int, size: int) -> None:
         """Nothing to do: it is there."""
-
-    def close(self) -> None:
-        # The client may have it mapped for as long as it likes; it pays for the memory itself.
-        if self.map is not None:
-            try:
-                self.map.close()
-            except BufferError:
-                pass  # a copy is under way; the last reference frees it
-            self.map = None
 
     def release(self) -> None:
         self.close()
@@ -82,7 +87,7 @@ class Backing:
             self.fd = -1
 
 
-class Store:
+class Store(_Mapped):
     """Bytes that the bus keeps, and copies into the page cache of the client's inode."""
 
     trusted = True
@@ -91,7 +96,6 @@ class Store:
         self.device = device
         self.node = node
         self.size = 0
-        self.map: mmap.mmap | None = None
 
     def resize(self, size: int) -> None:
         if size > POOL_MAX:
@@ -99,17 +103,9 @@ class Store:
         self.size = size
         self.map = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
-    def write(self, offset: int, parts: Iterable[Any]) -> None:
-        assert self.map is not None
-        put(self.map, offset, parts)
-
     def read(self, offset: int, size: int) -> bytes:
         data = self.map
         return data[offset : offset + size] if data is not None else b""
-
-    def whole(self) -> Any:
-        """What can be written to directly."""
-        return self.map
 
     def publish(self, offset: int, size: int) -> None:
         """Puts a slice before the client's eyes. Blocks while the client has one of its pages
@@ -136,13 +132,8 @@ class Store:
             view.release()
 
     def close(self) -> None:
-        if self.map is not None:
-            try:
-                self.map.close()
-            except BufferError:
-                pass  # a copy is under way; the last reference frees it
-            self.map = None
-            self.size = 0
+        super().close()
+        self.size = 0
 
     def release(self) -> None:
         self.close()

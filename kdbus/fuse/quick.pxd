@@ -8,7 +8,7 @@ from jitney.broker.kdbus.loads cimport get32, get64, set32, set64
 from jitney.broker.kdbus.message cimport Message
 
 from ..ordinary cimport read as read_message
-from .places cimport Places
+from .places cimport Apart, Places
 from .stays cimport Stays
 from .sysio cimport answer, answer_ioctl, copy_in, copy_out, gather
 from .transport cimport FuseTransport
@@ -65,12 +65,12 @@ cdef class Quick:
                    got=Py_ssize_t)
     cdef bint recv(self, Worker me, bytearray buffer, object handle) except -1
     @cython.locals(conn=Connection, bus=Bus, call=QuickCall, message=Message, sync=bint,
-                   where=uint64_t, waits=bint, fine=bint, whole=bint, got=Py_ssize_t, i=Py_ssize_t,
-                   total=Py_ssize_t, vecs=list, place=tuple, receiver=Connection)
+                   where=uint64_t, waits=bint, fine=bint, whole=bint, got=Py_ssize_t,
+                   total=Py_ssize_t, payload=Apart, place=tuple, receiver=Connection)
     cdef bint send(self, Worker me, bytearray buffer, object handle) except -1
     @cython.locals(at=Py_ssize_t, i=Py_ssize_t, n=Py_ssize_t, size=Py_ssize_t, parts=list,
-                   part=tuple)
-    cdef bint fill(self, Worker me, QuickCall call, Message message, list vecs, Py_ssize_t total) except -1
+                   part=tuple, vecs=list)
+    cdef bint fill(self, Worker me, QuickCall call, Message message, Apart payload) except -1
     cdef object caller(self, object handle, uint32_t tid, bytearray buffer)
     cpdef finished(self, QuickCall call)
     @cython.locals(call=QuickCall)

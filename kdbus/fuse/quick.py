@@ -30,7 +30,7 @@ from .. import uapi
 from ..process import ProcCaller
 from . import protocol as p
 from .copies import scratch
-from .places import Places
+from .places import Apart, Places
 from .stays import MANY_SUSPECTS
 from .worker import GUESS
 
@@ -281,33 +281,31 @@ class Quick:
         call = QuickCall(self, get64(buffer, 8), get32(buffer, 32), handle, get64(buffer, 56))
         if self.enter(call, conn):
             return False
-        vecs: list[int] = []
+        payload = Apart()
         me.away(handle)
         got = copy_in(call.tid, where, me.room, _GUESS)
         me.back()
         message = None
         if got >= 64:
-            message = read_message(bus, conn.id, me.room, 0, got, sync, vecs)
+            message = read_message(bus, conn.id, me.room, 0, got, sync, payload)
         if message is None:
             with self.lock:
                 return not self.leave(call)
         receiver = None
         whole = True
-        if vecs:
-            total = 0
-            for i in range(1, len(vecs), 2):
-                total += vecs[i]
+        total = payload.total
+        if total:
             place = None
             if total >= _PLACED_MIN:
                 with self.lock:
                     creds = self.caller(handle, call.tid, buffer).creds
-                    place = self.places.begin(conn, message, vecs, creds)
+                    place = self.places.begin(conn, message, payload.vecs, total, creds)
             me.away(handle)
             if place is not None:
                 receiver = place[0]
-                whole = gather(call.tid, vecs, place[1], place[2]) == total
+                whole = gather(call.tid, payload.vecs, place[1], place[2]) == total
             else:
-                whole = self.fill(me, call, message, vecs, total)
+                whole = self.fill(me, call, message, payload)
             me.back()
         waits = False
         with self.lock:
@@ -354,13 +352,12 @@ class Quick:
                 self.tell_finished(me)
         return True
 
-    def fill(
-        self, me: Worker, call: QuickCall, message: Message, vecs: list[int], total: int
-    ) -> bool:
+    def fill(self, me: Worker, call: QuickCall, message: Message, payload: Apart) -> bool:
         """Copies the payload to where it is written from into the pool."""
         if me.scratch is None:
             me.scratch = scratch().view
-        if gather(call.tid, vecs, me.scratch, 0) != total:
+        vecs = payload.vecs
+        if gather(call.tid, vecs, me.scratch, 0) != payload.total:
             return False
         at = 0
         parts = message.parts

@@ -11,13 +11,11 @@ from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE
 from libc.errno cimport EFAULT, errno
 from libc.stdint cimport int32_t, uint32_t, uint64_t, uintptr_t
-from libc.string cimport memcpy
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+
+from jitney.broker.ticks cimport now_ns
+from jitney.compat.csocket cimport iovec
 
 cdef extern from "sys/uio.h":
-    cdef struct iovec:
-        void* iov_base
-        size_t iov_len
     ssize_t process_vm_readv(int pid, const iovec* to, unsigned long n_to, const iovec* of,
                              unsigned long n_of, unsigned long flags) nogil
     ssize_t process_vm_writev(int pid, const iovec* of, unsigned long n_of, const iovec* to,
@@ -51,9 +49,7 @@ cdef struct PollNews:
 
 cpdef double now() noexcept:
     """Seconds on a clock that only goes forward; that of time.monotonic()."""
-    cdef timespec t
-    clock_gettime(CLOCK_MONOTONIC, &t)
-    return t.tv_sec + t.tv_nsec * 1e-9
+    return now_ns() * 1e-9
 
 
 cpdef Py_ssize_t read(int fd, bytearray buffer) except -9999:

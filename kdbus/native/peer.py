@@ -25,6 +25,7 @@ from .lines import Paused, Stalled
 from .memory import FrameMemory
 from .pool import MappedPool
 from .purse import Purse
+from .quick import Framed
 from .slots import HandleSlots, PeerSlots, Waker
 
 OWED_MAX = 4096
@@ -82,6 +83,7 @@ class Peer(PeerSlots):
         self.handle = handle
         self.creds = creds
         self.memory = FrameMemory(purse)
+        self.payload = Framed(self.memory)
         self.calls: dict[int, Request] = {}
         self.owed: deque[tuple[Any, Sequence[Any]]] = deque()
         self.used = False

@@ -8,12 +8,19 @@ from jitney.broker.kdbus.loads cimport get32, get64, set32, set64
 from jitney.broker.kdbus.message cimport Message
 from jitney.broker.kdbus.reply cimport Awaiting
 
+from ..ordinary cimport Payload, read as read_message
 from .slots cimport FrontSlots, HandleSlots, PeerSlots
 from .sysio cimport send as socket_send
 
-cdef uint64_t _SEND, _ANSWER, _FED, _PROCESS, _VEC_MAX, _OUTBOX, _ANYBODY
+cdef uint64_t _SEND, _ANSWER, _FED, _PROCESS, _OUTBOX
 cdef Py_ssize_t _CREDIT_MAX
 cdef tuple _NO_FDS
+
+cdef class Framed(Payload):
+    cdef object memory
+    cdef bytearray buffer
+    cdef uint64_t first
+    cdef uint64_t end
 
 cdef class QuickCall(Awaiting):
     cdef public FrontSlots server
@@ -38,14 +45,9 @@ cdef QuickCall new_call(FrontSlots server, PeerSlots peer, uint32_t serial, byte
 cdef bint put(PeerSlots peer, bytearray out, Py_ssize_t size, object handles) except -1
 cdef bint plain(PeerSlots peer) except -1
 @cython.locals(flags=uint32_t, serial=uint32_t, frees=uint32_t, credit=uint32_t, first=Py_ssize_t,
-               at=Py_ssize_t, handle=HandleSlots, conn=Connection, bus=Bus, message=Message,
-               sync=bint, error=int, call=QuickCall)
+               at=Py_ssize_t, freed=Py_ssize_t, handle=HandleSlots, conn=Connection, bus=Bus,
+               message=Message, payload=Framed, sync=bint, error=int, call=QuickCall)
 cpdef bint send(FrontSlots server, PeerSlots peer, bytearray buffer, Py_ssize_t n, object said) except -1
 cdef bytes bare(uint32_t serial, uint32_t error)
-@cython.locals(at=uint64_t, size=uint64_t, flags=uint64_t, dst=uint64_t, source=uint64_t,
-               timeout=uint64_t, priority=uint64_t, message=Message, total=uint64_t, end=uint64_t,
-               item=uint64_t, length=uint64_t, kind=uint64_t, room=uint64_t, where=uint64_t,
-               name=bytes)
-cdef Message read(Bus bus, Connection conn, object memory, bytearray buffer, uint64_t n, uint64_t first, bint sync)
 @cython.locals(conn=Connection, received=Received, out=bytearray, lost=uint64_t)
 cpdef feed(FrontSlots server, HandleSlots handle, PeerSlots first)

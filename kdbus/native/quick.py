@@ -18,15 +18,18 @@ try:
 except ImportError:
     from jitney.broker._cython import cython
 
-from jitney.broker.kdbus.connection import Connection
 from jitney.broker.kdbus.errors import KdbusError
-from jitney.broker.kdbus.message import Message
 from jitney.broker.kdbus.metadata import PROCESS
 from jitney.broker.kdbus.reply import Awaiting
 
+from ..ordinary import Payload
+from .frames import OUTBOX
+
 if not cython.compiled:
     from jitney.broker.kdbus.loads import get32, get64, set32, set64
+    from jitney.broker.kdbus.message import Message
 
+    from ..ordinary import read as read_message
     from .sysio import send as socket_send
 
 _SEND = 0x90
@@ -34,10 +37,31 @@ _ANSWER = 0x90 + 0x8000
 _FED = 0x8201
 _PROCESS = PROCESS
 _CREDIT_MAX = 1024
-_VEC_MAX = 2 * 1024 * 1024
-_OUTBOX = 1 << 63
-_ANYBODY = (1 << 64) - 1
+_OUTBOX = OUTBOX
 _NO_FDS = ()
+
+
+class Framed(Payload):
+    """Payload in the frame (`buffer[first:end]`) or in the outbox of `memory`. None of it is copied
+    here, so that it is only good for the call that the frame asks for."""
+
+    def __init__(self, memory: Any) -> None:
+        self.memory = memory
+        self.buffer = bytearray()
+        self.first = 0
+        self.end = 0
+
+    def take(self, message: Message, where: int, size: int) -> bool:
+        if where < _OUTBOX:
+            if where < self.first or size > self.end or where > self.end - size:
+                return False
+            message.lend(self.buffer, where, size)
+            return True
+        try:
+            message.add_data(self.memory.lend(where - _OUTBOX, size))
+        except KdbusError:
+            return False
+        return True
 
 
 class QuickCall(Awaiting):
@@ -171,16 +195,25 @@ def send(server: Any, peer: Any, buffer: bytearray, n: int, said: Any) -> bool:
     sync = get64(buffer, first + 8) == 1
     if flags and sync:
         return False
-    message = read(bus, conn, peer.memory, buffer, n, first, sync)
+    at = get64(buffer, first + 24)
+    if at & 7 or at < first + 56 or at > n - 64:
+        return False
+    payload = peer.payload
+    payload.buffer = buffer
+    payload.first = first
+    payload.end = n
+    message = read_message(bus, conn.id, buffer, at, n - at, sync, payload)
     if message is None:
         return False
+    if bus.foreign is not None:
+        message.unfold()
     peer.used = True
     error = 0
     call = None
     try:
-        for at in range(24, first, 8):
+        for freed in range(24, first, 8):
             try:
-                conn.free(get64(buffer, at))
+                conn.free(get64(buffer, freed))
             except KdbusError:
                 error = errno.ENXIO
         if error:
@@ -229,88 +262,6 @@ def bare(serial: int, error: int) -> bytes:
     set32(head, 8, serial)
     set32(head, 12, error)
     return bytes(head)
-
-
-def read(
-    bus: Any,
-    conn: Connection,
-    memory: Any,
-    buffer: bytearray,
-    n: int,
-    first: int,
-    sync: bool,
-) -> Message | None:
-    """The message of a SEND, if there is nothing special about it."""
-    at = get64(buffer, first + 24)
-    if at & 7 or at < first + 56 or at > n - 64:
-        return None
-    size = get64(buffer, at)
-    flags = get64(buffer, at + 8)
-    dst = get64(buffer, at + 24)
-    source = get64(buffer, at + 32)
-    timeout = get64(buffer, at + 56)
-    if (
-        size < 64 or size > n - at or flags > 3 or dst == _ANYBODY
-        or (source and source != conn.id) or not get64(buffer, at + 40)
-    ):  # fmt: skip
-        return None
-    if flags & 1:
-        if not timeout:
-            return None
-    elif sync:
-        return None
-    message = Message.__new__(Message)
-    message.begin(dst, flags, get64(buffer, at + 48), timeout)
-    message.payload_type = get64(buffer, at + 40)
-    priority = get64(buffer, at + 16)
-    message.priority = priority if priority < _OUTBOX else priority - _ANYBODY - 1
-    total = 0
-    end = at + size
-    item = at + 64
-    while item < end:
-        if end - item < 16:
-            return None
-        length = get64(buffer, item)
-        if length < 16 or length > end - item:
-            return None
-        kind = get64(buffer, item + 8)
-        if kind == 2:
-            if length != 32:
-                return None
-            room = get64(buffer, item + 16)
-            where = get64(buffer, item + 24)
-            if not room or room > _VEC_MAX or not where:
-                return None
-            total += room
-            if total > _VEC_MAX:
-                return None
-            if where >= _OUTBOX:
-                try:
-                    message.add_data(memory.lend(where - _OUTBOX, room))
-                except KdbusError:
-                    return None
-            else:
-                if where < first or room > n or where > n - room:
-                    return None
-                message.lend(buffer, where, room)
-        elif kind == 10:
-            name = bytes(buffer[item + 16 : item + length - 1])
-            # What is in the registry is a name, so it needs no check.
-            if message.dst_name is not None or buffer[item + length - 1]:
-                return None
-            if bus.core.names.get(name) is None:
-                return None
-            message.add_name(name)
-        else:
-            return None
-        item += (length + 7) & ~7
-    if item != end and item != (end + 7) & ~7:
-        return None
-    if not dst and message.dst_name is None:
-        return None
-    if bus.foreign is not None:
-        message.unfold()
-    return message
 
 
 def feed(server: Any, handle: Any, first: Any) -> None:

@@ -4,6 +4,7 @@ from libc.stdint cimport uint64_t
 from jitney.broker.kdbus.connection cimport Connection, Transport
 from jitney.broker.kdbus.domain cimport Domain
 
+from ..ordinary cimport Payload
 from .sysio cimport Poll, Reader
 
 cdef class FrontSlots:
@@ -35,6 +36,7 @@ cdef class PeerSlots:
     cdef public int fd
     cdef public HandleSlots handle
     cdef public object memory
+    cdef public Payload payload
     cdef public dict calls
     cdef public object owed
     cdef public bint used

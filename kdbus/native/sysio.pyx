@@ -9,46 +9,16 @@ from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcmp, memcpy, memset
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+from libc.string cimport memcmp, memset
+from posix.time cimport CLOCK_MONOTONIC, timespec
 
-cdef extern from "sys/uio.h":
-    cdef struct iovec:
-        void* iov_base
-        size_t iov_len
-
-cdef extern from "sys/socket.h":
-    cdef struct msghdr:
-        void* msg_name
-        unsigned int msg_namelen
-        iovec* msg_iov
-        size_t msg_iovlen
-        void* msg_control
-        size_t msg_controllen
-        int msg_flags
-    cdef struct cmsghdr:
-        size_t cmsg_len
-        int cmsg_level
-        int cmsg_type
-    ssize_t recvmsg(int fd, msghdr* msg, int flags) nogil
-    ssize_t c_send "send" (int fd, const void* buf, size_t n, int flags) nogil
-    cmsghdr* CMSG_FIRSTHDR(msghdr* msg) nogil
-    cmsghdr* CMSG_NXTHDR(msghdr* msg, cmsghdr* c) nogil
-    unsigned char* CMSG_DATA(cmsghdr* c) nogil
-    size_t CMSG_SPACE(size_t n) nogil
-    size_t CMSG_LEN(size_t n) nogil
-    int SOL_SOCKET, SCM_RIGHTS, MSG_DONTWAIT, MSG_NOSIGNAL, MSG_TRUNC, MSG_CTRUNC
-    int MSG_CMSG_CLOEXEC
-
-cdef extern from "sys/epoll.h":
-    cdef union epoll_data:
-        int fd
-    cdef struct epoll_event:
-        unsigned int events
-        epoll_data data
-    int epoll_wait(int epfd, epoll_event* events, int n, int timeout) nogil
-    int epoll_ctl(int epfd, int op, int fd, epoll_event* event) nogil
-    int EPOLL_CTL_ADD, EPOLLIN
+from jitney.broker.ticks cimport now_ns
+from jitney.compat.csocket cimport (
+    CMSG_DATA, CMSG_FIRSTHDR, CMSG_LEN, CMSG_NXTHDR, CMSG_SPACE, EPOLL_CTL_ADD, EPOLLIN, MAX_FDS,
+    MSG_CMSG_CLOEXEC, MSG_CTRUNC, MSG_DONTWAIT, MSG_NOSIGNAL, MSG_TRUNC, SOL_SOCKET, cmsghdr,
+    count_fds, epoll_ctl, epoll_event, epoll_wait, get_fd, iovec, msghdr, of_one, recv_message,
+    send_bytes,
+)
 
 cdef extern from "sys/timerfd.h":
     cdef struct itimerspec:
@@ -72,7 +42,7 @@ cdef extern from *:
     int JITNEY_CREDENTIALS
 
 cdef int LONG = 100
-cdef size_t ROOM = CMSG_SPACE(4 * 253) + CMSG_SPACE(12)
+cdef size_t ROOM = CMSG_SPACE(4 * MAX_FDS) + CMSG_SPACE(12)
 
 
 cdef class Reader:
@@ -97,38 +67,31 @@ cdef class Reader:
         cdef cmsghdr* c
         cdef ssize_t got
         cdef size_t i, n
-        cdef int number
-        memset(&msg, 0, sizeof(msg))
-        vec.iov_base = PyByteArray_AS_STRING(self.buffer)
-        vec.iov_len = PyByteArray_GET_SIZE(self.buffer)
-        msg.msg_iov = &vec
-        msg.msg_iovlen = 1
+        of_one(&msg, &vec, PyByteArray_AS_STRING(self.buffer), PyByteArray_GET_SIZE(self.buffer))
         msg.msg_control = self.control
         msg.msg_controllen = ROOM
-        got = recvmsg(fd, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC)
+        got = recv_message(fd, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC)
         if got < 0:
-            return -1 if errno in (EAGAIN, EINTR) else -2
+            return -1 if errno == EAGAIN else -2
         self.fds = ()
         self.cut = (msg.msg_flags & MSG_TRUNC) != 0
         self.lost = (msg.msg_flags & MSG_CTRUNC) != 0
         said = None
         c = CMSG_FIRSTHDR(&msg)
         while c is not NULL:
-            if c.cmsg_level == SOL_SOCKET:
+            if c.cmsg_level == SOL_SOCKET and c.cmsg_type == JITNEY_CREDENTIALS:
                 n = c.cmsg_len - CMSG_LEN(0)
-                if c.cmsg_type == JITNEY_CREDENTIALS:
-                    said = self.said
-                    if (
-                        said is None or PyBytes_GET_SIZE(said) != <Py_ssize_t>n
-                        or memcmp(PyBytes_AS_STRING(said), CMSG_DATA(c), n)
-                    ):
-                        said = (<char*>CMSG_DATA(c))[:n]
-                elif c.cmsg_type == SCM_RIGHTS:
-                    fds = list(self.fds)
-                    for i in range(n // sizeof(int)):
-                        memcpy(&number, CMSG_DATA(c) + i * sizeof(int), sizeof(int))
-                        fds.append(number)
-                    self.fds = fds
+                said = self.said
+                if (
+                    said is None or PyBytes_GET_SIZE(said) != <Py_ssize_t>n
+                    or memcmp(PyBytes_AS_STRING(said), CMSG_DATA(c), n)
+                ):
+                    said = (<char*>CMSG_DATA(c))[:n]
+            elif count_fds(c):
+                fds = list(self.fds)
+                for i in range(count_fds(c)):
+                    fds.append(get_fd(c, i))
+                self.fds = fds
             c = CMSG_NXTHDR(&msg, c)
         self.said = said
         return got
@@ -231,13 +194,11 @@ cdef class Poll:
 
 cdef Py_ssize_t send(object sock, int fd, bytearray data, Py_ssize_t size) except -9:
     """How much of the first `size` bytes the socket took; -1: nothing now, -2: it is of no use."""
-    cdef ssize_t sent = c_send(fd, PyByteArray_AS_STRING(data), size, MSG_DONTWAIT | MSG_NOSIGNAL)
+    cdef ssize_t sent = send_bytes(fd, PyByteArray_AS_STRING(data), size, MSG_DONTWAIT | MSG_NOSIGNAL)
     if sent >= 0:
         return sent
-    return -1 if errno in (EAGAIN, EINTR) else -2
+    return -1 if errno == EAGAIN else -2
 
 
 cdef uint64_t milliseconds_now() noexcept:
-    cdef timespec at
-    clock_gettime(CLOCK_MONOTONIC, &at)
-    return <uint64_t>at.tv_sec * 1000 + <uint64_t>at.tv_nsec // 1000000
+    return now_ns() // 1000000

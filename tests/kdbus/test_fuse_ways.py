@@ -342,11 +342,11 @@ def test_receiver_that_goes_while_its_message_is_copied() -> None:
         return made
 
     first, second = sent(), sent()
-    found = places.begin(sender, first, [0, LARGE], sender.creds)
+    found = places.begin(sender, first, [0, LARGE], LARGE, sender.creds)
     assert found is not None
     assert found[0] is receiver
     # One at a time: more of a pool nobody can hold.
-    assert places.begin(sender, second, [0, LARGE], sender.creds) is None
+    assert places.begin(sender, second, [0, LARGE], LARGE, sender.creds) is None
     assert second.placed is None
     tree.byebye(2)
     assert places.receiver(sender, first, sender.creds) is None

@@ -155,6 +155,21 @@ def test_payload_in_all_places(bus: Bus) -> None:
     assert receiver.recv().payload == b"in frame" + bytes(5) + b"in the outbox"
 
 
+@pytest.mark.parametrize("order", ["fo", "of", "fof", "offo"])
+def test_payload_is_in_order(bus: Bus, order: str) -> None:
+    """Of the frame and of the outbox by turns; nothing else about these messages is special."""
+    sender, receiver = Peer(bus.path), Peer(bus.path)
+    box = os.memfd_create("box")
+    os.write(box, b"outbox")
+    sender.do("OUTBOX", fds=(box,))
+    os.close(box)
+    places = {"f": u64(5, 80), "o": u64(6, OUTBOX)}
+    items = b"".join(item(c.ITEM_PAYLOAD_VEC, places[place]) for place in order)
+    assert sender.send(message(receiver.id, items), b"frame").error == 0
+    said = {"f": b"frame", "o": b"outbox"}
+    assert receiver.recv().payload == b"".join(said[place] for place in order)
+
+
 @pytest.mark.parametrize("where", [1, 20, 24 - 8, 1 << 16, OUTBOX, OUTBOX - 8, (1 << 64) - 8])
 def test_payload_that_is_not_there(bus: Bus, where: int) -> None:
     sender, receiver = Peer(bus.path), Peer(bus.path)
