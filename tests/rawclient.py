@@ -123,7 +123,7 @@ class RawClient:
         fds: bool = True,
         uid: int | None = None,
         groups: Sequence[int] = (),
-        timeout: float = 10.0,
+        timeout: float = 30.0,
     ) -> None:
         self.timeout = timeout
         self.serial = 0
@@ -285,6 +285,13 @@ class RawClient:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def connected(address: str, **more: Any) -> RawClient:
+    """One that has said Hello."""
+    client = RawClient(address, **more)
+    client.hello()
+    return client
 
 
 def _frame_size(data: bytes) -> int:

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import kernel
 import pytest
-from activation.living import NAME, Living, call, outcome, processes, until
+from activation.living import NAME, Living, call, outcome, processes
 from rawclient import RawClient
+from waiting import until
 
 from jitney.compat import wire
 

@@ -8,7 +8,7 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +41,6 @@ client.message(destination=b"com.example.Svc", path=b"/o", interface=b"com.examp
 client.reply_to(client.driver(b"GetId"))
 sys.exit(3)
 """
-
-
-@pytest.fixture
-def bus() -> Iterator[buses.Daemon]:
-    with buses.running(buses.jitney_command()) as daemon:
-        yield daemon
 
 
 def run(*words: str, **more: Any) -> subprocess.CompletedProcess[str]:

@@ -6,14 +6,14 @@ import errno
 import os
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import buses
 import pytest
-from rawclient import RawClient, Received
+from rawclient import RawClient, Received, connected
 
 from jitney.compat import wire
 from jitney.compat.endpoints import passed
@@ -22,18 +22,6 @@ from jitney.compat.errors import DBusError
 ENDPOINTS = b"org.jitney.Endpoints1"
 CONTAINERS = b"org.jitney.Containers1"
 INVALID = "org.freedesktop.DBus.Error.InvalidArgs"
-
-
-@pytest.fixture
-def bus() -> Iterator[buses.Daemon]:
-    with buses.running(buses.jitney_command()) as daemon:
-        yield daemon
-
-
-def connected(address: str) -> RawClient:
-    client = RawClient(address)
-    client.hello()
-    return client
 
 
 def listening(path: Path) -> socket.socket:

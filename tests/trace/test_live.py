@@ -12,13 +12,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import buses
 import pytest
 from rawclient import RawClient
+from waiting import until
 
 from jitney.compat import errors, wire
 from jitney.compat.trace import pcap
@@ -51,7 +52,7 @@ def tracing(
         jitney(command, *words, "--address", bus.address),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    _until(lambda: _said(bus, "became a tracer") > before)
+    until(lambda: _said(bus, "became a tracer") > before)
     try:
         yield process
     finally:
@@ -62,12 +63,6 @@ def tracing(
 def _said(bus: buses.Daemon, words: str) -> int:
     """How often the bus's log has these words."""
     return (bus.directory / "log").read_text().count(words)
-
-
-def _until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not true() and time.monotonic() < deadline:
-        time.sleep(0.02)
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[str, str]:
@@ -179,7 +174,7 @@ def test_chrome(bus: buses.Daemon, tmp_path: Path) -> None:
                  "--interface=com.example.I", "--match", "member='Do'") as process:  # fmt: skip
         converse(bus)
         # What was traced last is written soon, and the file is whole when it is told to end.
-        _until(lambda: '"ph": "e"' in file.read_text())
+        until(lambda: '"ph": "e"' in file.read_text())
     finish(process)
     events = json.loads(file.read_text())["traceEvents"]
     assert [event["name"] for event in events if event["ph"] == "b"] == ["com.example.I.Do"]
@@ -218,7 +213,7 @@ def test_pcap_as_from_dbus_monitor(bus: buses.Daemon, tmp_path: Path) -> None:
                 ["dbus-monitor", "--address", bus.address, "--pcap", "interface='com.example.I'"],
                 stdout=out,
             )
-        _until(lambda: _said(bus, "became a monitor") > 0)
+        until(lambda: _said(bus, "became a monitor") > 0)
         with tracing(
             bus, str(ours), "--type=method_call", "--interface=com.example.I", "--count=4",
             command="record",

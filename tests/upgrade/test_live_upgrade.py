@@ -15,7 +15,8 @@ from pathlib import Path
 import buses
 import pytest
 from rawclient import RawClient, build
-from upgrading import NotUpgraded, alive, descriptors, joined, settled, until, upgrade
+from upgrading import NotUpgraded, descriptors, joined, settled, upgrade
+from waiting import alive, until
 
 from jitney.compat import wire
 

@@ -23,7 +23,8 @@ from typing import Any
 import buses
 import pytest
 from rawclient import RawClient
-from upgrading import NotUpgraded, build, joined, settled, until, upgrade
+from upgrading import NotUpgraded, build, joined, settled, upgrade
+from waiting import until
 
 from jitney.compat import wire
 from jitney.compat.upgrade import form

@@ -10,7 +10,8 @@ from pathlib import Path
 import buses
 import pytest
 from rawclient import RawClient
-from upgrading import alive, joined, settled, until, upgrade
+from upgrading import joined, settled, upgrade
+from waiting import alive, until
 
 from jitney.compat import wire
 

@@ -12,7 +12,8 @@ import buses
 import pytest
 from rawclient import RawClient, Received, build
 from upgrading import build as a_build
-from upgrading import joined, settled, until, upgrade
+from upgrading import joined, settled, upgrade
+from waiting import until
 
 from jitney.compat import wire
 

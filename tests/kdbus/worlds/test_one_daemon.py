@@ -25,13 +25,13 @@ import pytest
 from foreground import RUN
 from kdbuskit import Errno, item, u64
 from rawclient import RawClient
+from waiting import comes
 from worldsdaemon import (
     CALL,
     NAME,
     TEST_WITH_SHIM,
     WAYS,
     Both,
-    eventually,
     only,
     started,
 )
@@ -361,6 +361,7 @@ def test_service_is_started_for_a_kdbus_client(both: Both) -> None:
 sys.path[:0] = {here!r}
 import os
 from rawclient import RawClient
+from waiting import comes
 from jitney.compat import wire
 client = RawClient(os.environ["DBUS_STARTER_ADDRESS"])
 client.hello()
@@ -380,7 +381,7 @@ while (got := client.receive()) is not None:
         asked = classic.driver(b"ListActivatableNames")
         return NAME.decode() in classic.reply_to(asked).body[0]
 
-    assert eventually(known)
+    assert comes(known)
     peer = both.kdbus()
     peer.call(NAME, 5)
     got = peer.recv(wait=30)
@@ -388,7 +389,7 @@ while (got := client.receive()) is not None:
     answer = parsed(got, peer.id)
     assert (answer.reply_cookie, values(answer)) == (5, ["started"])
     file.unlink()
-    assert eventually(lambda: not known())
+    assert comes(lambda: not known())
 
 
 def test_flood_of_classic_messages_keeps_nobody_out(both: Both) -> None:
