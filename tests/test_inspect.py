@@ -13,6 +13,7 @@ from typing import Any
 import buses
 import pytest
 from rawclient import DRIVER, RawClient
+from waiting import until
 
 from jitney.compat import command, wire
 
@@ -180,8 +181,7 @@ def test_lists_come_in_pieces(bus: buses.Daemon) -> None:
     """All of a thousand peers and of the many names and rules of one, each once."""
     many = [arriving(bus) for _ in range(1000)]
     with joined(bus) as one:
-        while ask(one, "GetStatus")["connections"] < 1001:
-            time.sleep(0.01)
+        until(lambda: ask(one, "GetStatus")["connections"] >= 1001, "all are there")
         for i in range(3000):
             one.driver(b"RequestName", "su", f"a.n{i}", 0, flags=wire.NO_REPLY)
             one.driver(b"AddMatch", "s", f"member='M{i}'", flags=wire.NO_REPLY)

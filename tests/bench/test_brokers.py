@@ -7,11 +7,11 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from started import EVERY, Caller, broker, gone, nothing_left
+from waiting import until
 
 from jitney.bench import brokers, proc, syscalls, wire
 from jitney.bench.config import Config
@@ -212,10 +212,7 @@ def test_one_that_dies_is_not_alive() -> None:
     with broker("jitney-pure").start() as running:
         assert running.alive()
         os.kill(running.pid, signal.SIGKILL)
-        deadline = time.monotonic() + 5
-        while running.alive() and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert not running.alive()
+        until(lambda: not running.alive(), "it is dead")
         assert running.pids() == []
 
 

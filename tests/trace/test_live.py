@@ -11,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -66,7 +65,7 @@ def _said(bus: buses.Daemon, words: str) -> int:
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[str, str]:
-    return process.communicate(timeout=20)
+    return process.communicate(timeout=30)
 
 
 def joined(bus: buses.Daemon, uid: int | None = None) -> RawClient:
@@ -221,15 +220,18 @@ def test_pcap_as_from_dbus_monitor(bus: buses.Daemon, tmp_path: Path) -> None:
             converse(bus)
             # The count is reached with the replies; what dbus-monitor was told, calls and signal.
             finish(process)
+        until(lambda: len(_calls(theirs)) >= 2, "dbus-monitor has written both")
     finally:
         if monitor is not None:
             monitor.terminate()
-            monitor.wait(10)
-    seen = [packet.data for packet in pcap.read(io.BytesIO(theirs.read_bytes()))]
-    mine = [packet.data for packet in pcap.read(io.BytesIO(ours.read_bytes()))]
-    calls = [data for data in mine if data[1] == wire.CALL]
-    assert len(calls) == 2
-    assert calls == [data for data in seen if data[1] == wire.CALL]
+            monitor.wait(30)
+    assert len(_calls(ours)) == 2
+    assert _calls(ours) == _calls(theirs)
+
+
+def _calls(file: Path) -> list[bytes]:
+    found = [packet.data for packet in pcap.read(io.BytesIO(file.read_bytes()))]
+    return [data for data in found if data[1] == wire.CALL]
 
 
 def test_recorded_and_replayed(bus: buses.Daemon, tmp_path: Path) -> None:
@@ -245,14 +247,14 @@ def test_recorded_and_replayed(bus: buses.Daemon, tmp_path: Path) -> None:
                 jitney("replay", str(file), "--address", other.address, "--fast"),
                 capture_output=True, text=True, timeout=50, check=False,
             )  # fmt: skip
-            time.sleep(0.3)
+            whole = _shape(file)
+            assert whole
+            until(lambda: len(_shape(again)) >= len(whole), "all of it is recorded again")
         finish(second)
     assert "sent " in done.stdout, done.stderr
     # A recording that was cut off may end between a call and its reply.
     assert done.stdout.count(" 0 did not") or done.returncode == 1
-    whole = _shape(file)
     played = _shape(again)
-    assert whole
     assert played[: len(whole)] == whole
 
 

@@ -9,9 +9,7 @@ import fcntl
 import os
 import signal
 import socket
-import struct
 import termios
-import time
 from array import array
 from collections.abc import Iterator
 
@@ -19,6 +17,7 @@ import buses
 import pytest
 import rawclient
 from rawclient import RawClient, Received, build
+from waiting import stop, until
 
 # More than the bus reads at once, so that the rest of the message takes a read of its own.
 LARGE = 400_000
@@ -26,7 +25,7 @@ LARGE = 400_000
 
 @contextlib.contextmanager
 def standstill(bus: buses.Daemon) -> Iterator[None]:
-    os.kill(bus.pid, signal.SIGSTOP)
+    stop(bus.pid)
     try:
         yield
     finally:
@@ -63,10 +62,7 @@ def arrival(client: RawClient, member: str) -> Received:
 
 def taken(client: RawClient) -> None:
     """Waits until the bus has read all that the client sent."""
-    deadline = time.monotonic() + 10
-    while struct.unpack("i", fcntl.ioctl(client.sock, termios.TIOCOUTQ, bytes(4)))[0]:
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+    until(lambda: fcntl.ioctl(client.sock, termios.TIOCOUTQ, bytes(4)) == bytes(4), "all is read")
 
 
 def pipe_with(text: bytes) -> int:
@@ -135,7 +131,7 @@ def test_descriptors_right_behind_begin(daemon: buses.Daemon, negotiated: bool) 
     """A client need not wait between BEGIN and a message with descriptors."""
     with clients(daemon, True) as (receiver,):
         sock = rawclient._connect(daemon.address)
-        sock.settimeout(10)
+        sock.settimeout(30)
         identity = str(os.getuid()).encode().hex().encode()
         sock.sendall(b"\0AUTH EXTERNAL " + identity + b"\r\n")
         assert sock.recv(100).startswith(b"OK ")
