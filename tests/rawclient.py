@@ -268,6 +268,16 @@ class RawClient:
                 return message
             message.close_fds()
 
+    def next_with(self, member: str, timeout: float | None = None) -> Received:
+        """The next message with this member; whatever comes before it is dropped."""
+        while True:
+            message = self.receive(timeout)
+            if message is None:
+                raise ConnectionError(f"the bus closed the connection before {member}")
+            if message.member == member:
+                return message
+            message.close_fds()
+
     def hello(self) -> str:
         """Say Hello and remember the unique name; NameAcquired stays unread."""
         self.unique_name = self.reply_to(self.driver(b"Hello")).body[0]
