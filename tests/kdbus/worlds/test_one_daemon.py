@@ -65,6 +65,7 @@ def passing(both: Both) -> Both:
 
 @pytest.mark.skipif(TEST_WITH_SHIM in os.environ, reason="is the one")
 @pytest.mark.skipif(bool(kdbusshim.why_not()), reason=f"the shim: {kdbusshim.why_not()}")
+@pytest.mark.timeout(300)
 def test_with_the_shim() -> None:
     """All of these again, where programs that give ioctls are on sockets."""
     shim = preload.library()
