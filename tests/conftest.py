@@ -12,6 +12,7 @@ import contextlib
 import gc
 import importlib
 import os
+import signal
 from collections.abc import Iterator
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -40,6 +41,11 @@ def _installed() -> tuple[str, str]:
 
 
 def pytest_configure() -> None:
+    # A shell has what it runs in the background ignore them, and all that is started from there.
+    for number in (signal.SIGINT, signal.SIGQUIT):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            default = number == signal.SIGINT
+            signal.signal(number, signal.default_int_handler if default else signal.SIG_DFL)
     leftout.ask_for_memfds()
     expected = os.environ.get("JITNEY_EXPECT")
     kind, file = _installed()

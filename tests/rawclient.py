@@ -129,7 +129,7 @@ class RawClient:
         self.serial = 0
         self.unique_name = ""
         self.closed = False
-        self._unread = b""
+        self._unread = bytearray()  # which grows in place, if a message is large
         self._fds: list[int] = []
         if uid is None:
             self.sock = _connect(address)
@@ -240,7 +240,7 @@ class RawClient:
             size = _frame_size(self._unread)
             if size and len(self._unread) >= size:
                 data, self._unread = self._unread[:size], self._unread[size:]
-                return parse(data, self._fds)
+                return parse(bytes(data), self._fds)
             self.sock.settimeout(max(deadline - time.monotonic(), 0.001))
             try:
                 data, ancillary, _, _ = self.sock.recvmsg(65536, socket.CMSG_SPACE(253 * 4))

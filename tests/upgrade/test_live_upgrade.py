@@ -363,6 +363,7 @@ def test_policies_of_groups_and_of_users() -> None:
         assert found["ProcessID"] == ("u", os.getpid())
 
 
+@pytest.mark.timeout(300)
 def test_many_in_a_row_leave_nothing(bus: buses.Daemon) -> None:
     one, two = joined(bus.address), joined(bus.address)
     upgrade(one)
