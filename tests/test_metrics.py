@@ -48,7 +48,7 @@ def joined(bus: buses.Daemon, *names: str) -> RawClient:
 
 def connect(where: str | int) -> socket.socket:
     if isinstance(where, int):
-        return socket.create_connection(("127.0.0.1", where), 10)
+        return socket.create_connection(("127.0.0.1", where), 30)
     sock = socket.socket(socket.AF_UNIX)
     # With a timeout, connect() would not wait for its turn.
     sock.connect(where)
@@ -207,7 +207,7 @@ def test_tcp_on_loopback() -> None:
         port = started_on_a_port(stack)
         assert value(read(port), "jitney_connections") == 0
         with pytest.raises(ConnectionRefusedError):
-            socket.create_connection(("127.0.0.2", port), 10)
+            socket.create_connection(("127.0.0.2", port), 30)
 
 
 @pytest.mark.parametrize(

@@ -127,10 +127,11 @@ def test_file_may_not_be_a_fifo(folder: Path, tmp_path: Path) -> None:
 
 def test_lock_of_somebody_else_does_not_hold_the_bus_up(folder: Path, tmp_path: Path) -> None:
     (folder / (NAME + ".lock")).touch()
+    # libdbus would wait for eight seconds.
     start = time.monotonic()
     with pytest.raises(KeyringError, match="Could not lock"):
         Keyring(str(tmp_path)).best_key()
-    assert time.monotonic() - start < 1
+    assert time.monotonic() - start < 5
     assert (folder / (NAME + ".lock")).exists()
 
 
