@@ -297,10 +297,12 @@ class RawClient:
         self.close()
 
 
-def connected(address: str, **more: Any) -> RawClient:
-    """One that has said Hello."""
+def connected(address: str, *names: str, **more: Any) -> RawClient:
+    """One that has said Hello and has asked for these names."""
     client = RawClient(address, **more)
     client.hello()
+    for name in names:
+        client.reply_to(client.driver(b"RequestName", "su", name, 0))
     return client
 
 

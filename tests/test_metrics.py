@@ -15,7 +15,7 @@ from pathlib import Path
 
 import buses
 import pytest
-from rawclient import RawClient
+from rawclient import connected
 from waiting import until
 
 from jitney.compat import cli, openmetrics, places, wire
@@ -36,14 +36,6 @@ def running(*options: str, extra: str = "") -> Iterator[buses.Daemon]:
 @pytest.fixture
 def path(tmp_path: Path) -> str:
     return str(tmp_path / "metrics")
-
-
-def joined(bus: buses.Daemon, *names: str) -> RawClient:
-    client = RawClient(bus.address)
-    client.hello()
-    for name in names:
-        client.reply_to(client.driver(b"RequestName", "su", name, 0))
-    return client
 
 
 def connect(where: str | int) -> socket.socket:
@@ -91,7 +83,7 @@ def value(found: Samples, name: str, /, **labels: str) -> float:
 def test_what_is_counted(path: str) -> None:
     with running(f"--metrics=unix:{path}") as bus:
         assert os.stat(path).st_mode & 0o777 == 0o600
-        with joined(bus, "a.b") as one, joined(bus) as two:
+        with connected(bus.address, "a.b") as one, connected(bus.address) as two:
             before = read(path)
             assert value(before, "jitney_connections") == 2
             for _ in range(10):
@@ -143,7 +135,10 @@ def test_refusals(path: str) -> None:
         ' send_member="Off"/></policy>'
         '<limit name="max_match_rules_per_connection">1</limit>'
     )
-    with running(f"--metrics=unix:{path}", extra=extra) as bus, joined(bus, "a.b") as one:
+    with (
+        running(f"--metrics=unix:{path}", extra=extra) as bus,
+        connected(bus.address, "a.b") as one,
+    ):
         one.reply_to(one.message(destination=b"a.b", path=b"/", interface=b"a.i", member=b"Off"))
         for _ in range(3):
             one.reply_to(one.driver(b"AddMatch", "s", ""))
@@ -155,7 +150,7 @@ def test_refusals(path: str) -> None:
 
 
 def test_started_services(path: str) -> None:
-    with running(f"--metrics=unix:{path}") as bus, joined(bus) as one:
+    with running(f"--metrics=unix:{path}") as bus, connected(bus.address) as one:
         (bus.directory / "services" / "a.s.service").write_text(
             "[D-BUS Service]\nName=a.s\nExec=/bin/false\n"
         )
@@ -183,7 +178,10 @@ def test_a_text_file(tmp_path: Path) -> None:
 
 
 def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
-    with running(f"--metrics=textfile:{tmp_path}/none/jitney.prom") as bus, joined(bus) as one:
+    with (
+        running(f"--metrics=textfile:{tmp_path}/none/jitney.prom") as bus,
+        connected(bus.address) as one,
+    ):
         one.reply_to(one.driver(b"GetId"))
 
 
@@ -247,7 +245,7 @@ def test_requests(path: str) -> None:
 def test_stuck_and_hostile_readers(path: str) -> None:
     """Those who say nothing, ask and do not read, or come again and again: the bus goes on, others
     get their answer, and nothing is left open."""
-    with running(f"--metrics=unix:{path}") as bus, joined(bus) as one:
+    with running(f"--metrics=unix:{path}") as bus, connected(bus.address) as one:
         for i in range(500):
             one.driver(b"RequestName", "su", f"a.n{i}", 0, flags=wire.NO_REPLY)
         one.reply_to(one.driver(b"GetId"))
@@ -280,7 +278,10 @@ def test_a_reader_has_its_time(path: str) -> None:
 
 
 def test_nothing_is_counted(path: str) -> None:
-    with running("--no-metrics", f"--metrics=unix:{path}") as bus, joined(bus, "a.b") as one:
+    with (
+        running("--no-metrics", f"--metrics=unix:{path}") as bus,
+        connected(bus.address, "a.b") as one,
+    ):
         one.reply_to(one.driver(b"GetId"))
         found = read(path)
         assert value(found, "jitney_connections") == 1

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import buses
 import pytest
-from rawclient import RawClient
+from rawclient import RawClient, connected
 from waiting import comes, until
 
 from jitney.compat import command, wire
@@ -35,14 +35,11 @@ def busy(bus: buses.Daemon) -> Iterator[RawClient]:
     """Somebody who calls a.busy, which answers, and an a.idle that does nothing."""
     end = threading.Event()
 
-    def joined(*names: str) -> RawClient:
-        client = RawClient(bus.address)
-        client.hello()
-        for name in names:
-            client.reply_to(client.driver(b"RequestName", "su", name, 0))
-        return client
-
-    with joined("a.busy") as service, joined() as caller, joined("a.idle") as idle:
+    with (
+        connected(bus.address, "a.busy") as service,
+        connected(bus.address) as caller,
+        connected(bus.address, "a.idle") as idle,
+    ):
 
         def work() -> None:
             while not end.is_set():

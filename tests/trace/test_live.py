@@ -17,7 +17,7 @@ from typing import Any
 
 import buses
 import pytest
-from rawclient import RawClient
+from rawclient import RawClient, connected
 from waiting import until
 
 from jitney.compat import errors, wire
@@ -68,12 +68,6 @@ def finish(process: subprocess.Popen[str]) -> tuple[str, str]:
     return process.communicate(timeout=30)
 
 
-def joined(bus: buses.Daemon, uid: int | None = None) -> RawClient:
-    client = RawClient(bus.address, uid=uid)
-    client.hello()
-    return client
-
-
 def call(client: RawClient, dest: RawClient, member: bytes, *values: Any) -> int:
     return client.message(
         destination=dest.unique_name.encode(), path=b"/a", interface=b"com.example.I",
@@ -95,7 +89,7 @@ def answer(client: RawClient) -> None:
 
 def converse(bus: buses.Daemon) -> None:
     """A call with its reply, one that is refused, and a signal."""
-    with joined(bus) as one, joined(bus) as two:
+    with connected(bus.address) as one, connected(bus.address) as two:
         serial = call(one, two, b"Do", "hello")
         answer(two)
         one.reply_to(serial)
@@ -137,7 +131,7 @@ def test_refusals_alone(bus: buses.Daemon) -> None:
 
 
 def test_a_name_that_is_refused(bus: buses.Daemon) -> None:
-    with tracing(bus, "--denied", "--count=1") as process, joined(bus) as client:
+    with tracing(bus, "--denied", "--count=1") as process, connected(bus.address) as client:
         refused = client.reply_to(client.driver(b"RequestName", "su", "com.example.Mine", 0))
         assert refused.error_name == errors.ACCESS_DENIED
         out, _ = finish(process)
@@ -146,9 +140,9 @@ def test_a_name_that_is_refused(bus: buses.Daemon) -> None:
 
 
 def test_a_broadcast_that_is_refused(bus: buses.Daemon) -> None:
-    with joined(bus) as deaf:
+    with connected(bus.address) as deaf:
         deaf.reply_to(deaf.driver(b"AddMatch", "s", "member='Secret'"))
-        with tracing(bus, "--denied", "--count=1") as process, joined(bus) as client:
+        with tracing(bus, "--denied", "--count=1") as process, connected(bus.address) as client:
             client.message(
                 wire.SIGNAL, destination=None, path=b"/a", interface=b"com.example.I",
                 member=b"Secret",
@@ -282,7 +276,11 @@ def start(client: RawClient, **options: Any) -> Any:
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
 def test_other_users_see_nothing(bus: buses.Daemon) -> None:
     nobody = pwd.getpwnam("nobody").pw_uid
-    with joined(bus, uid=nobody) as spy, joined(bus) as one, joined(bus) as two:
+    with (
+        connected(bus.address, uid=nobody) as spy,
+        connected(bus.address) as one,
+        connected(bus.address) as two,
+    ):
         for options in ({}, {"payload": ("u", 100)}, {"users": ("au", [nobody])}):
             assert start(spy, **options).error_name == errors.ACCESS_DENIED
         serial = call(one, two, b"Do", "password")
@@ -304,14 +302,18 @@ def test_other_users_see_nothing(bus: buses.Daemon) -> None:
 def test_bad_options_change_nothing(
     daemon: buses.Daemon, options: dict[str, Any], complaint: str
 ) -> None:
-    with joined(daemon) as client:
+    with connected(daemon.address) as client:
         refused = start(client, **options)
         assert complaint in refused.body[0]
         assert client.unique_name in client.reply_to(client.driver(b"ListNames")).body[0]
 
 
 def test_a_tracer_that_does_not_read_harms_nobody(daemon: buses.Daemon) -> None:
-    with joined(daemon) as stuck, joined(daemon) as one, joined(daemon) as two:
+    with (
+        connected(daemon.address) as stuck,
+        connected(daemon.address) as one,
+        connected(daemon.address) as two,
+    ):
         assert start(stuck, payload=("u", 1 << 20)).type == wire.RETURN
         for _ in range(200):
             serial = call(one, two, b"Do", "x" * 100_000)
@@ -332,7 +334,7 @@ def test_a_tracer_that_does_not_read_harms_nobody(daemon: buses.Daemon) -> None:
 
 
 def test_a_tracer_that_speaks_is_sent_away(daemon: buses.Daemon) -> None:
-    with joined(daemon) as rude, joined(daemon) as client:
+    with connected(daemon.address) as rude, connected(daemon.address) as client:
         start(rude)
         rude.driver(b"GetId")
         while rude.receive() is not None:
