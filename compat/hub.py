@@ -591,7 +591,7 @@ class Hub:
             except Exception:
                 self.front.log("warning", "Closing a connection: " + traceback.format_exc())
         self.completed(peer)
-        # That takes it out of the poller as well: nobody else holds this socket.
+        self.poller.remove(fd)  # closing it would not, while a child of ours has it as well
         close_socket(fd)
         peer.creds.close()
         if conn is not None:

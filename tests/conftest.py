@@ -12,8 +12,8 @@ import contextlib
 import gc
 import importlib
 import os
-import time
-from collections.abc import Callable, Iterator
+import signal
+from collections.abc import Iterator
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
@@ -23,6 +23,7 @@ import leftout
 import nearby
 import pytest
 from rawclient import RawClient
+from waiting import comes
 
 # A busy machine fails nothing.
 hypothesis.settings.register_profile(
@@ -40,6 +41,11 @@ def _installed() -> tuple[str, str]:
 
 
 def pytest_configure() -> None:
+    # A shell has what it runs in the background ignore them, and all that is started from there.
+    for number in (signal.SIGINT, signal.SIGQUIT):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            default = number == signal.SIGINT
+            signal.signal(number, signal.default_int_handler if default else signal.SIG_DFL)
     leftout.ask_for_memfds()
     expected = os.environ.get("JITNEY_EXPECT")
     kind, file = _installed()
@@ -91,7 +97,7 @@ def daemon() -> Iterator[buses.Daemon]:
                 second.reply_to(second.driver(b"GetId"))
                 both = _descriptors(bus.pid)
         without = len(both) - 2
-        _until(lambda: len(_descriptors(bus.pid)) <= without)
+        comes(lambda: len(_descriptors(bus.pid)) <= without)
         before = set(_descriptors(bus.pid))
         yield bus
         left = _left_over(bus.pid, before)
@@ -108,15 +114,8 @@ def _descriptors(pid: int) -> dict[int, str]:
     return found
 
 
-def _until(true: Callable[[], bool]) -> None:
-    """Waits until something is so, at most two seconds."""
-    deadline = time.monotonic() + 2
-    while not true() and time.monotonic() < deadline:
-        time.sleep(0.02)
-
-
 def _left_over(pid: int, before: set[int]) -> dict[int, str]:
-    """The descriptors beyond `before` that are still open after two seconds."""
-    _until(lambda: not _descriptors(pid).keys() - before)
+    """The descriptors beyond `before` that stay open."""
+    comes(lambda: not _descriptors(pid).keys() - before)
     now = _descriptors(pid)
     return {fd: now[fd] for fd in now.keys() - before}

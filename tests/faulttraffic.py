@@ -16,13 +16,13 @@ from typing import Any
 
 import buses
 from rawclient import RawClient, Received
+from waiting import PATIENCE, until
 
 from jitney.compat import wire
 
 NAME = b"org.example.Rider"
 INSPECT = b"org.jitney.Inspect1"
 RULE = "type='signal',interface='org.example.Rider'"
-PATIENCE = 20.0
 KEPT = ("Ride", "Passing")
 
 
@@ -170,8 +170,9 @@ class Bystander:
         self.bus = bus
         self.client = RawClient(bus.address, timeout=PATIENCE)
         self.client.hello()
+        alone = self.json(b"GetStatus")["connections"]
         ride(bus.address)  # what the first time leaves for good is no leak
-        time.sleep(0.2)
+        until(lambda: self.json(b"GetStatus")["connections"] == alone, "all have left")
         self.before = self.state()
 
     def state(self) -> Any:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-TIME_TO_LIVE = 50
+TIME_TO_LIVE = 110
 RUN = "import sys; from jitney.compat.command import main; sys.exit(main(sys.argv[1:]))"
 
 
@@ -69,7 +69,7 @@ def foreground(
             process.send_signal(signal.SIGCONT)
             process.terminate()
             try:
-                process.wait(10)
+                process.wait(30)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()

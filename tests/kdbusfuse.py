@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 from kdbuskit import Client, World
 from kdbusmount import Errno, ioctl_at
 from kdbusnative import AsUser
+from waiting import until
 
 from jitney.broker.kdbus.metadata import Creds
 
@@ -79,10 +79,7 @@ class FuseWorld(World):
         self.bus: Any = SimpleNamespace(default=root / "0-test" / "bus", endpoints=self)
         self.clients: list[FuseClient] = []
         # The kernel tells of a closed descriptor a moment later, and a bus goes only then.
-        deadline = time.monotonic() + 10
-        while os.listdir(root) != ["control"]:
-            assert time.monotonic() < deadline
-            time.sleep(0.001)
+        until(lambda: os.listdir(root) == ["control"], "the last bus is gone")
         self.domain: Any = SimpleNamespace(buses={b"0-test": self.bus})
         self.begin()
 

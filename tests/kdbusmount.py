@@ -15,7 +15,6 @@ import select
 import struct
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import Any
 from foreground import TIME_TO_LIVE, foreground
 from foreground import Served as Mounted
 from kdbuskit import Errno, Got, command, item, message, text, u64
+from waiting import comes
 
 from jitney.broker.kdbus import constants as c
 from jitney.kdbus import uapi
@@ -55,10 +55,7 @@ def mounted(
         with foreground("mount", path, *words, quiet=False, time_to_live=time_to_live) as running:
             yield running
     finally:
-        deadline = time.monotonic() + 10
-        while is_mounted(path) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        if is_mounted(path):
+        if not comes(lambda: not is_mounted(path)):
             _libc.umount2(os.fsencode(path), 3)
             raise AssertionError("the daemon left its mount behind")
 

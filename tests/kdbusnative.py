@@ -17,13 +17,13 @@ import socket
 import struct
 import tempfile
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from kdbuskit import BASE, Client, FakeMemory, World
 from nativeclient import OPS, OUTBOX, Frame, Socket, request
+from waiting import until
 
 from jitney.broker.kdbus import constants as c
 from jitney.broker.kdbus.domain import Domain
@@ -187,8 +187,8 @@ class NativeClient(Client):
             if fds:
                 # Descriptors are let go of behind the answer, some by threads.
                 self.ask("OPEN", struct.pack("<II", 1, 0))
-                while any(purse.at_it for purse in self.world.front.purses.values()):
-                    time.sleep(0.001)
+                purses = self.world.front.purses
+                until(lambda: not any(purse.at_it for purse in list(purses.values())))
         if name == "HELLO" and frame.fds:
             (fd,) = frame.fds
             self.received.remove(fd)

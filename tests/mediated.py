@@ -220,6 +220,22 @@ def call(client: RawClient, destination: str, member: bytes = b"M", **more: Any)
     )  # fmt: skip
 
 
+def owns(client: RawClient, name: str) -> bool:
+    """Whether it gets a name."""
+    return client.reply_to(client.driver(b"RequestName", "su", name, 0)).body == [1]
+
+
+def may_not_own(client: RawClient, name: str, module: str) -> bool:
+    """Whether it is told that this module does not let it have a name."""
+    refused = client.reply_to(client.driver(b"RequestName", "su", name, 0))
+    told = (
+        f'Connection "{client.unique_name}" is not allowed to own the service "{name}" '
+        f"due to {module} policy"
+    )
+    denied = "org.freedesktop.DBus.Error.AccessDenied"
+    return (refused.error_name, refused.body) == (denied, [told])
+
+
 def next_of(client: RawClient, type: int) -> Received:
     """The next message of this type; what comes before it is dropped."""
     while True:

@@ -17,6 +17,6 @@ def command_line(path: Path, *words: str) -> list[str]:
 
 
 def served(
-    path: Path, *words: str, quiet: bool = True, time_to_live: float = 600
+    path: Path, *words: str, quiet: bool = True, time_to_live: float = 3600
 ) -> AbstractContextManager[Server]:
     return foreground.foreground("sockets", path, *words, quiet=quiet, time_to_live=time_to_live)

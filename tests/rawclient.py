@@ -123,13 +123,13 @@ class RawClient:
         fds: bool = True,
         uid: int | None = None,
         groups: Sequence[int] = (),
-        timeout: float = 10.0,
+        timeout: float = 30.0,
     ) -> None:
         self.timeout = timeout
         self.serial = 0
         self.unique_name = ""
         self.closed = False
-        self._unread = b""
+        self._unread = bytearray()  # which grows in place, if a message is large
         self._fds: list[int] = []
         if uid is None:
             self.sock = _connect(address)
@@ -240,7 +240,7 @@ class RawClient:
             size = _frame_size(self._unread)
             if size and len(self._unread) >= size:
                 data, self._unread = self._unread[:size], self._unread[size:]
-                return parse(data, self._fds)
+                return parse(bytes(data), self._fds)
             self.sock.settimeout(max(deadline - time.monotonic(), 0.001))
             try:
                 data, ancillary, _, _ = self.sock.recvmsg(65536, socket.CMSG_SPACE(253 * 4))
@@ -268,6 +268,16 @@ class RawClient:
                 return message
             message.close_fds()
 
+    def next_with(self, member: str, timeout: float | None = None) -> Received:
+        """The next message with this member; whatever comes before it is dropped."""
+        while True:
+            message = self.receive(timeout)
+            if message is None:
+                raise ConnectionError(f"the bus closed the connection before {member}")
+            if message.member == member:
+                return message
+            message.close_fds()
+
     def hello(self) -> str:
         """Say Hello and remember the unique name; NameAcquired stays unread."""
         self.unique_name = self.reply_to(self.driver(b"Hello")).body[0]
@@ -285,6 +295,15 @@ class RawClient:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def connected(address: str, *names: str, **more: Any) -> RawClient:
+    """One that has said Hello and has asked for these names."""
+    client = RawClient(address, **more)
+    client.hello()
+    for name in names:
+        client.reply_to(client.driver(b"RequestName", "su", name, 0))
+    return client
 
 
 def _frame_size(data: bytes) -> int:

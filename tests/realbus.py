@@ -12,8 +12,7 @@ import pwd
 import shutil
 import subprocess
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -141,17 +140,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
     """Ends a process of ours, as kindly as it lets us."""
     process.terminate()
     try:
-        process.wait(5)
+        process.wait(20)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-
-
-def until(true: Callable[[], object], seconds: float = 10) -> bool:
-    """Waits until something is so; whether it is."""
-    deadline = time.monotonic() + seconds
-    while not true():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.01)
-    return True

@@ -10,7 +10,7 @@ from typing import Any
 
 import buses
 import pytest
-from rawclient import RawClient
+from rawclient import RawClient, connected
 
 from jitney.compat import explain
 
@@ -43,20 +43,15 @@ def ask(client: RawClient, **about: Any) -> Any:
     return json.loads(reply.body[0])
 
 
-def joined(bus: buses.Daemon, *names: str, uid: int | None = None) -> RawClient:
-    client = RawClient(bus.address, uid=uid)
-    client.hello()
-    for name in names:
-        client.reply_to(client.driver(b"RequestName", "su", name, 0))
-    return client
-
-
 def call(member: str) -> dict[str, str]:
     return {"interface": "com.example.I", "member": member}
 
 
 def test_a_call(bus: buses.Daemon) -> None:
-    with joined(bus, "com.example.A") as service, joined(bus, "com.example.A") as queued:
+    with (
+        connected(bus.address, "com.example.A") as service,
+        connected(bus.address, "com.example.A") as queued,
+    ):
         found = ask(queued, destination="com.example.A", **call("Off"))
         assert not found["allowed"]
         decider = found["send"]["decided_by"]
@@ -80,7 +75,7 @@ def test_a_call(bus: buses.Daemon) -> None:
 
 
 def test_a_broadcast_and_an_eavesdropper(bus: buses.Daemon) -> None:
-    with joined(bus, "com.example.A") as service, joined(bus) as other:
+    with connected(bus.address, "com.example.A") as service, connected(bus.address) as other:
         signal = {"type": "signal", **call("S")}
         found = ask(other, sender="com.example.A", receiver=other.unique_name, **signal)
         assert found["send"]["allowed"]
@@ -99,7 +94,7 @@ def test_a_broadcast_and_an_eavesdropper(bus: buses.Daemon) -> None:
 
 
 def test_owning_and_connecting(bus: buses.Daemon) -> None:
-    with joined(bus) as client:
+    with connected(bus.address) as client:
         found = ask(client, own="com.example.Own")
         assert found["allowed"] == (os.geteuid() != 0)
         assert ask(client, own="com.example.Other")["allowed"]
@@ -107,7 +102,7 @@ def test_owning_and_connecting(bus: buses.Daemon) -> None:
 
 
 def test_nobody_is_there(bus: buses.Daemon) -> None:
-    with joined(bus) as client:
+    with connected(bus.address) as client:
         found = ask(client, destination="com.example.A", **call("Off"))
         assert not found["allowed"]
         assert found["receive"] is None
@@ -130,7 +125,7 @@ def test_nobody_is_there(bus: buses.Daemon) -> None:
     ],
 )
 def test_bad_questions(bus: buses.Daemon, about: dict[str, Any], error: str) -> None:
-    with joined(bus) as client:
+    with connected(bus.address) as client:
         assert ask(client, **about)[0] == error
         # Nothing of it leaves a mark.
         assert ask(client, own="com.example.Other")["allowed"]
@@ -138,7 +133,7 @@ def test_bad_questions(bus: buses.Daemon, about: dict[str, Any], error: str) -> 
 
 @needs_root
 def test_who_may_ask(bus: buses.Daemon) -> None:
-    with joined(bus) as root, joined(bus, uid=NOBODY) as nobody:
+    with connected(bus.address) as root, connected(bus.address, uid=NOBODY) as nobody:
         about = {"destination": root.unique_name, **call("On")}
         assert ask(nobody, **about)[0] == "AccessDenied"
         assert ask(nobody, sender=nobody.unique_name, **about)[0] == "AccessDenied"
@@ -151,7 +146,7 @@ def test_who_may_ask(bus: buses.Daemon) -> None:
 def test_the_policy_in_force_is_not_the_file(bus: buses.Daemon) -> None:
     file: Path = bus.directory / "bus.conf"
     words = ["--destination", "com.example.A", "--interface", "com.example.I", "--member", "Off"]
-    with joined(bus, "com.example.A") as client:
+    with connected(bus.address, "com.example.A") as client:
         file.write_text(file.read_text().replace('send_member="Off"', 'send_member="Other"'))
         assert explain.main(["--config", str(file), *words]) == 0
         assert explain.main(["--address", bus.address, *words]) == 1
@@ -160,7 +155,7 @@ def test_the_policy_in_force_is_not_the_file(bus: buses.Daemon) -> None:
 
 
 def test_the_command(bus: buses.Daemon, capsys: pytest.CaptureFixture[str]) -> None:
-    with joined(bus, "com.example.A") as client:
+    with connected(bus.address, "com.example.A") as client:
         words = ["--address", bus.address, "--sender", client.unique_name]
         about = ["--receiver", client.unique_name, "--interface", "com.example.I"]
         assert explain.main([*words, *about, "--member", "Off"]) == 1
@@ -194,7 +189,7 @@ def test_a_bus_that_lets_nobody_ask(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_line_of_the_log(bus: buses.Daemon, capsys: pytest.CaptureFixture[str]) -> None:
     """Why was this refused: the line says all that there is to ask, of the bus or of its files."""
     file = f"{bus.directory}/bus.conf"
-    with joined(bus, "com.example.A") as service, joined(bus) as client:
+    with connected(bus.address, "com.example.A") as service, connected(bus.address) as client:
         serial = client.message(destination=b"com.example.A", path=b"/", interface=b"com.example.I",
                                 member=b"Off")  # fmt: skip
         error = client.reply_to(serial).body[0]

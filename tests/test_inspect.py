@@ -12,7 +12,8 @@ from typing import Any
 
 import buses
 import pytest
-from rawclient import DRIVER, RawClient
+from rawclient import DRIVER, RawClient, connected
+from waiting import until
 
 from jitney.compat import command, wire
 
@@ -33,14 +34,6 @@ def bus() -> Iterator[buses.Daemon]:
     )  # fmt: skip
     with buses.running(buses.jitney_command(), extra=extra) as running:
         yield running
-
-
-def joined(bus: buses.Daemon, *names: str, uid: int | None = None) -> RawClient:
-    client = RawClient(bus.address, uid=uid)
-    client.hello()
-    for name in names:
-        client.reply_to(client.driver(b"RequestName", "su", name, 0))
-    return client
 
 
 def ask(client: RawClient, member: str, *words: str) -> Any:
@@ -74,7 +67,7 @@ def call(client: RawClient, to: RawClient, *, flags: int = 0) -> int:
 
 
 def test_status(bus: buses.Daemon) -> None:
-    with joined(bus, "a.b", "a.c") as one, joined(bus, "a.b") as other:
+    with connected(bus.address, "a.b", "a.c") as one, connected(bus.address, "a.b") as other:
         one.reply_to(one.driver(b"AddMatch", "s", ""))
         call(other, one)
         other.reply_to(other.driver(b"GetId"))
@@ -89,7 +82,7 @@ def test_status(bus: buses.Daemon) -> None:
 
 
 def test_a_peer_and_its_calls(bus: buses.Daemon) -> None:
-    with joined(bus, "a.b") as callee, joined(bus) as caller:
+    with connected(bus.address, "a.b") as callee, connected(bus.address) as caller:
         serials = [call(caller, callee) for _ in range(3)]
         while (message := callee.receive()) is None or message.member != "M":
             pass
@@ -113,7 +106,11 @@ def test_a_peer_and_its_calls(bus: buses.Daemon) -> None:
 
 
 def test_who_holds_whose_quota(bus: buses.Daemon) -> None:
-    with joined(bus) as stuck, joined(bus) as sender, joined(bus) as other:
+    with (
+        connected(bus.address) as stuck,
+        connected(bus.address) as sender,
+        connected(bus.address) as other,
+    ):
         body = {"signature": "ay", "values": [bytes(20000)], "flags": wire.NO_REPLY}
         for _ in range(600):
             sender.message(destination=stuck.unique_name.encode(), path=b"/", interface=b"a.b",
@@ -139,7 +136,11 @@ def test_who_holds_whose_quota(bus: buses.Daemon) -> None:
 
 
 def test_names_and_who_waits_for_them(bus: buses.Daemon) -> None:
-    with joined(bus, "a.b", "a.c") as one, joined(bus, "a.b") as two, joined(bus, "a.b") as three:
+    with (
+        connected(bus.address, "a.b", "a.c") as one,
+        connected(bus.address, "a.b") as two,
+        connected(bus.address, "a.b") as three,
+    ):
         found = {record["name"]: record for record in whole(one, "Names")}
         assert sorted(found) == ["a.b", "a.c"]
         assert found["a.b"]["owner"] == one.unique_name
@@ -148,7 +149,7 @@ def test_names_and_who_waits_for_them(bus: buses.Daemon) -> None:
 
 
 def test_rules_and_filters(bus: buses.Daemon) -> None:
-    with joined(bus) as one, joined(bus) as monitor:
+    with connected(bus.address) as one, connected(bus.address) as monitor:
         for _ in range(2):
             one.reply_to(one.driver(b"AddMatch", "s", "type='signal',member='M'"))
         monitor.reply_to(
@@ -179,9 +180,8 @@ def arriving(bus: buses.Daemon) -> socket.socket:
 def test_lists_come_in_pieces(bus: buses.Daemon) -> None:
     """All of a thousand peers and of the many names and rules of one, each once."""
     many = [arriving(bus) for _ in range(1000)]
-    with joined(bus) as one:
-        while ask(one, "GetStatus")["connections"] < 1001:
-            time.sleep(0.01)
+    with connected(bus.address) as one:
+        until(lambda: ask(one, "GetStatus")["connections"] >= 1001, "all are there")
         for i in range(3000):
             one.driver(b"RequestName", "su", f"a.n{i}", 0, flags=wire.NO_REPLY)
             one.driver(b"AddMatch", "s", f"member='M{i}'", flags=wire.NO_REPLY)
@@ -210,7 +210,7 @@ def test_lists_come_in_pieces(bus: buses.Daemon) -> None:
 
 @pytest.mark.parametrize("cursor", ["x", "-1", "1:x", "9" * 30, "c:x", "\u0661"])
 def test_bad_cursors(bus: buses.Daemon, cursor: str) -> None:
-    with joined(bus) as one:
+    with connected(bus.address) as one:
         for what in LISTS:
             found = ask(one, f"{what}From", cursor)
             if found[0] != "InvalidArgs":
@@ -219,7 +219,7 @@ def test_bad_cursors(bus: buses.Daemon, cursor: str) -> None:
 
 
 def test_nobody_there(bus: buses.Daemon) -> None:
-    with joined(bus) as one:
+    with connected(bus.address) as one:
         assert ask(one, "GetPeer", "a.b")[0] == "NameHasNoOwner"
         assert ask(one, "GetPeer", ":1.999")[0] == "NameHasNoOwner"
         assert ask(one, "GetPeer", DRIVER.decode())[0] == "InvalidArgs"
@@ -228,9 +228,9 @@ def test_nobody_there(bus: buses.Daemon) -> None:
 @needs_root
 def test_who_may_see_what(bus: buses.Daemon) -> None:
     with (
-        joined(bus, "a.b") as root,
-        joined(bus, "a.c", uid=NOBODY) as nobody,
-        joined(bus, uid=NOBODY) as sibling,
+        connected(bus.address, "a.b") as root,
+        connected(bus.address, "a.c", uid=NOBODY) as nobody,
+        connected(bus.address, uid=NOBODY) as sibling,
     ):
         for member in ("GetStatus", *(f"{what}From" for what in LISTS)):
             words = [] if member == "GetStatus" else [""]
@@ -253,7 +253,7 @@ def test_policy_decides_first() -> None:
         '<policy context="default"><deny send_destination="org.freedesktop.DBus"'
         f' send_interface="{INSPECT.decode()}"/></policy>'
     )
-    with buses.running(buses.jitney_command(), extra=extra) as bus, joined(bus) as one:
+    with buses.running(buses.jitney_command(), extra=extra) as bus, connected(bus.address) as one:
         assert ask(one, "GetPeer", "")[0] == "AccessDenied"
         assert ask(one, "GetStatus")[0] == "AccessDenied"
 
@@ -266,7 +266,7 @@ def jitney(bus: buses.Daemon, *words: str) -> int:
 
 
 def test_commands(bus: buses.Daemon, capsys: pytest.CaptureFixture[str]) -> None:
-    with joined(bus, "a.b") as one, joined(bus, "a.b") as two:
+    with connected(bus.address, "a.b") as one, connected(bus.address, "a.b") as two:
         one.reply_to(one.driver(b"AddMatch", "s", "member='M'"))
         assert jitney(bus, "status") == 0
         assert f"pid {bus.pid}" in capsys.readouterr().out

@@ -10,11 +10,13 @@ import re
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import buses
 import pytest
-from rawclient import RawClient
+from rawclient import connected
+from waiting import until
 
 from jitney.compat import cli, openmetrics, places, wire
 
@@ -36,21 +38,13 @@ def path(tmp_path: Path) -> str:
     return str(tmp_path / "metrics")
 
 
-def joined(bus: buses.Daemon, *names: str) -> RawClient:
-    client = RawClient(bus.address)
-    client.hello()
-    for name in names:
-        client.reply_to(client.driver(b"RequestName", "su", name, 0))
-    return client
-
-
 def connect(where: str | int) -> socket.socket:
     if isinstance(where, int):
-        return socket.create_connection(("127.0.0.1", where), 10)
+        return socket.create_connection(("127.0.0.1", where), 30)
     sock = socket.socket(socket.AF_UNIX)
     # With a timeout, connect() would not wait for its turn.
     sock.connect(where)
-    sock.settimeout(10)
+    sock.settimeout(30)
     return sock
 
 
@@ -89,7 +83,7 @@ def value(found: Samples, name: str, /, **labels: str) -> float:
 def test_what_is_counted(path: str) -> None:
     with running(f"--metrics=unix:{path}") as bus:
         assert os.stat(path).st_mode & 0o777 == 0o600
-        with joined(bus, "a.b") as one, joined(bus) as two:
+        with connected(bus.address, "a.b") as one, connected(bus.address) as two:
             before = read(path)
             assert value(before, "jitney_connections") == 2
             for _ in range(10):
@@ -141,7 +135,10 @@ def test_refusals(path: str) -> None:
         ' send_member="Off"/></policy>'
         '<limit name="max_match_rules_per_connection">1</limit>'
     )
-    with running(f"--metrics=unix:{path}", extra=extra) as bus, joined(bus, "a.b") as one:
+    with (
+        running(f"--metrics=unix:{path}", extra=extra) as bus,
+        connected(bus.address, "a.b") as one,
+    ):
         one.reply_to(one.message(destination=b"a.b", path=b"/", interface=b"a.i", member=b"Off"))
         for _ in range(3):
             one.reply_to(one.driver(b"AddMatch", "s", ""))
@@ -153,7 +150,7 @@ def test_refusals(path: str) -> None:
 
 
 def test_started_services(path: str) -> None:
-    with running(f"--metrics=unix:{path}") as bus, joined(bus) as one:
+    with running(f"--metrics=unix:{path}") as bus, connected(bus.address) as one:
         (bus.directory / "services" / "a.s.service").write_text(
             "[D-BUS Service]\nName=a.s\nExec=/bin/false\n"
         )
@@ -167,9 +164,7 @@ def test_started_services(path: str) -> None:
 def test_a_text_file(tmp_path: Path) -> None:
     file = tmp_path / "jitney.prom"
     with running(f"--metrics=textfile:{file}"):
-        deadline = time.monotonic() + 10
-        while not file.exists() and time.monotonic() < deadline:
-            time.sleep(0.02)
+        until(file.exists, "it is written")
         text = file.read_text()
     found = {
         sample.name: sample.value
@@ -183,17 +178,34 @@ def test_a_text_file(tmp_path: Path) -> None:
 
 
 def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
-    with running(f"--metrics=textfile:{tmp_path}/none/jitney.prom") as bus, joined(bus) as one:
+    with (
+        running(f"--metrics=textfile:{tmp_path}/none/jitney.prom") as bus,
+        connected(bus.address) as one,
+    ):
         one.reply_to(one.driver(b"GetId"))
 
 
+def started_on_a_port(stack: ExitStack) -> int:
+    """Others look for free ports, too, and may be faster."""
+    for _ in range(20):
+        with socket.create_server(("127.0.0.1", 0)) as sock:
+            port = int(sock.getsockname()[1])
+        try:
+            stack.enter_context(running(f"--metrics=tcp:127.0.0.1:{port}"))
+        except RuntimeError as error:
+            if "in use" not in str(error):
+                raise
+        else:
+            return port
+    raise AssertionError("there is no free port")
+
+
 def test_tcp_on_loopback() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port = sock.getsockname()[1]
-    with running(f"--metrics=tcp:127.0.0.1:{port}"):
+    with ExitStack() as stack:
+        port = started_on_a_port(stack)
         assert value(read(port), "jitney_connections") == 0
         with pytest.raises(ConnectionRefusedError):
-            socket.create_connection(("127.0.0.2", port), 10)
+            socket.create_connection(("127.0.0.2", port), 30)
 
 
 @pytest.mark.parametrize(
@@ -233,7 +245,7 @@ def test_requests(path: str) -> None:
 def test_stuck_and_hostile_readers(path: str) -> None:
     """Those who say nothing, ask and do not read, or come again and again: the bus goes on, others
     get their answer, and nothing is left open."""
-    with running(f"--metrics=unix:{path}") as bus, joined(bus) as one:
+    with running(f"--metrics=unix:{path}") as bus, connected(bus.address) as one:
         for i in range(500):
             one.driver(b"RequestName", "su", f"a.n{i}", 0, flags=wire.NO_REPLY)
         one.reply_to(one.driver(b"GetId"))
@@ -254,25 +266,22 @@ def test_stuck_and_hostile_readers(path: str) -> None:
             connect(path).close()
         one.reply_to(one.driver(b"GetId"))
         assert http(path).startswith(b"HTTP/1.1 200 OK")
-        deadline = time.monotonic() + 5
-        while time.monotonic() < deadline:
-            if len(os.listdir(f"/proc/{bus.pid}/fd")) <= descriptors:
-                break
-            time.sleep(0.05)
-        assert len(os.listdir(f"/proc/{bus.pid}/fd")) <= descriptors
+        until(lambda: len(os.listdir(f"/proc/{bus.pid}/fd")) <= descriptors)
 
 
 def test_a_reader_has_its_time(path: str) -> None:
-    with running(f"--metrics=unix:{path}"), connect(path) as silent:
-        silent.settimeout(20)
+    with running(f"--metrics=unix:{path}"):
         started = time.monotonic()
-        with contextlib.suppress(ConnectionResetError):
+        with connect(path) as silent, contextlib.suppress(ConnectionResetError):
             assert silent.recv(1) == b""
         assert time.monotonic() - started > 2
 
 
 def test_nothing_is_counted(path: str) -> None:
-    with running("--no-metrics", f"--metrics=unix:{path}") as bus, joined(bus, "a.b") as one:
+    with (
+        running("--no-metrics", f"--metrics=unix:{path}") as bus,
+        connected(bus.address, "a.b") as one,
+    ):
         one.reply_to(one.driver(b"GetId"))
         found = read(path)
         assert value(found, "jitney_connections") == 1

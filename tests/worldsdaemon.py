@@ -15,7 +15,6 @@ import fcntl
 import mmap
 import os
 import struct
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +27,7 @@ import nativeclient
 import pytest
 from kdbuskit import Errno, Got, command, item, message, text, u64
 from rawclient import RawClient, Received
+from waiting import comes, until
 from worldskit import dbus2, parsed
 
 from jitney.broker.kdbus import constants as c
@@ -297,7 +297,7 @@ class Both:
         with RawClient(self.address) as client:
             client.hello()
             there = ["org.freedesktop.DBus", client.unique_name]
-            assert eventually(
+            assert comes(
                 lambda: (
                     sorted(client.reply_to(client.driver(b"ListNames")).body[0]) == sorted(there)
                 )
@@ -322,16 +322,7 @@ def started(tree: Path, way: str, *words: str, **more: Any) -> Iterator[Both]:
         finally:
             for one in both.closing:
                 one.close()
-    assert eventually(lambda: gone(way, tree))
-
-
-def eventually(true: Callable[[], object], seconds: float = 10) -> bool:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if true():
-            return True
-        time.sleep(0.02)
-    return False
+    until(lambda: gone(way, tree), "nothing of it is left")
 
 
 def only(client: RawClient, member: str | None = None) -> Received:

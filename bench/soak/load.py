@@ -348,12 +348,19 @@ class Soak:
         self.books.prune(())
         time.sleep(3)
         client = Patient(world.path)
-        status = _status(client)
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            status = _status(client)
+            # After an upgrade the bus is another process than the one that was started.
+            pid = status["pid"]
+            fds = _fds(pid)
+            # A busy machine may not have let it miss all of them yet, or read its files to the end.
+            rests = status["connections"] == 1 and "pipe" not in fds
+            if rests or time.monotonic() > deadline:
+                break
+            time.sleep(0.1)
         client.close()
-        time.sleep(0.2)
-        # After an upgrade the bus is another process than the one that was started.
-        pid = status["pid"]
-        return State({key: status[key] for key in RESTING}, _fds(pid), proc.memory_kb([pid], "Rss"))
+        return State({key: status[key] for key in RESTING}, fds, proc.memory_kb([pid], "Rss"))
 
 
 def _driver(

@@ -10,7 +10,6 @@ import os
 import shlex
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from pathlib import Path
 import buses
 from activation.systembus import SOCKET
 from rawclient import RawClient
+from waiting import until
 
 from jitney.compat import install_policy
 
@@ -67,17 +67,18 @@ def running_inside(command: list[str], **more: object) -> Iterator[subprocess.Po
 def bus_of(process: subprocess.Popen[bytes]) -> RawClient:
     """A client of the bus at the usual place, as soon as there is one."""
     address = f"unix:path=/proc/{process.pid}/root{SOCKET}"
-    deadline = time.monotonic() + 15
-    while True:
+    found: list[RawClient] = []
+
+    def there() -> bool:
         try:
-            client = RawClient(address)
+            found.append(RawClient(address))
         except OSError:
             assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-            continue
-        client.hello()
-        return client
+        return bool(found)
+
+    until(there, "there is a bus")
+    found[0].hello()
+    return found[0]
 
 
 def heredoc(lines: str, file: str) -> str:

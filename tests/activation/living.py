@@ -12,8 +12,7 @@ import resource
 import shlex
 import signal
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -147,11 +146,3 @@ def outcome(reply: Received) -> tuple[str, ...]:
         assert reply.error_name is not None
         return (reply.error_name.removeprefix("org.freedesktop.DBus.Error."), *reply.body)
     return tuple(str(value) for value in reply.body)
-
-
-def until(true: Callable[[], bool], what: str, seconds: float = 10) -> None:
-    """Waits until something is so."""
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, f"never happened: {what}"
-        time.sleep(0.01)

@@ -13,13 +13,13 @@ import shutil
 import signal
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import buses
 from rawclient import RawClient
+from waiting import until
 
 SYSTEM_CONF = Path("/usr/share/dbus-1/system.conf")
 HELPER = Path("/usr/lib/dbus-1.0/dbus-daemon-launch-helper")
@@ -115,9 +115,7 @@ def system_bus(command: list[str], extra: str = "") -> Iterator[SystemBus]:
         if not process.stdout.readline():
             raise RuntimeError(f"{command[0]} printed no address: {bus.log[-2000:]}")
         # The address is said before the bus becomes another user.
-        deadline = time.monotonic() + 10
-        while not Path(f"/proc/{bus.pid}").stat().st_uid and time.monotonic() < deadline:
-            time.sleep(0.01)
+        until(lambda: Path(f"/proc/{bus.pid}").stat().st_uid, "it is another user")
         yield bus
     finally:
         # What it started is in its process group.

@@ -8,15 +8,14 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
 from activation.inside import bus_of, heredoc, programs, running_inside
 from activation.systembus import SOCKET, impossible
 from rawclient import RawClient
-from waiting import until
+from waiting import alive, comes, until
 
 from jitney.compat import install_lines, install_units
 
@@ -32,15 +31,11 @@ def daemon(tmp_path: Path) -> str:
 
 def ended(pid: int) -> None:
     """Ends a process that is not our child, and waits until it has."""
-    try:
+    with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGTERM)
-        for _ in range(200):
-            time.sleep(0.05)
-            os.kill(pid, 0)
+    if not comes(lambda: not alive(pid)):
         os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
-    raise AssertionError("the upgraded bus did not end")
+        raise AssertionError("the upgraded bus did not end")
 
 
 def words_of(unit: str, key: str) -> list[str]:
@@ -59,7 +54,7 @@ def test_system_unit(daemon: str) -> None:
         # Not below pytest's directory, which is closed to messagebus.
         notify = f"jitney-test-{os.getpid()}"
         told.bind(f"\0{notify}")
-        told.settimeout(15)
+        told.settimeout(30)
         process = stack.enter_context(
             running_inside(
                 [str(socket_activate), f"--listen={SOCKET}",
@@ -81,7 +76,7 @@ def test_system_unit(daemon: str) -> None:
         # Whoever knows the first process alone would leave this one behind.
         stack.callback(ended, current)
         assert told.recv(4096) == b"READY=1"
-        assert process.wait(15) == 0
+        assert process.wait(30) == 0
         assert client.reply_to(client.driver(b"GetId")).body
         assert Path(f"/proc/{current}").owner() == "messagebus"
         # Helpers must be able to become root.
@@ -98,11 +93,8 @@ def test_user_unit(daemon: str, tmp_path: Path) -> None:
         stderr=subprocess.DEVNULL,
     )
     try:
-        deadline = time.monotonic() + 15
-        while not path.exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        with RawClient(f"unix:path={path}", timeout=15) as client:
+        until(path.exists, "it listens")
+        with RawClient(f"unix:path={path}") as client:
             client.hello()
             assert client.reply_to(client.driver(b"GetId")).body
     finally:

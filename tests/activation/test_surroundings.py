@@ -14,8 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from activation.living import NAME, ODD, Living, call, outcome, until
+from activation.living import NAME, ODD, Living, call, outcome
 from rawclient import RawClient
+from waiting import until
 
 from jitney.compat import wire
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 from activation.living import NAME, Living, call, outcome
-from rawclient import RawClient, Received
+from rawclient import RawClient
 
 from jitney.compat import wire
 
@@ -38,14 +38,6 @@ def systemd(bus: Living) -> RawClient:
     return client
 
 
-def next_to(client: RawClient, member: str) -> Received:
-    while True:
-        message = client.receive()
-        assert message is not None
-        if message.member == member:
-            return message
-
-
 def fail(client: RawClient, unit: str = UNIT) -> None:
     client.message(
         wire.SIGNAL,
@@ -61,7 +53,7 @@ def test_request_and_success(bus: Living) -> None:
     manager = systemd(bus)
     first, second = bus.client(), bus.client()
     asked = first.driver(b"StartServiceByName", "su", NAME, 0)
-    request = next_to(manager, "ActivationRequest")
+    request = manager.next_with("ActivationRequest")
     assert (request.type, request.sender, request.destination) == (
         wire.SIGNAL, "org.freedesktop.DBus", SYSTEMD
     )  # fmt: skip
@@ -74,7 +66,7 @@ def test_request_and_success(bus: Living) -> None:
     second.reply_to(second.driver(b"GetId"))
     service = bus.client()
     service.driver(b"RequestName", "su", NAME, 4)
-    echo = next_to(service, "Echo")
+    echo = service.next_with("Echo")
     assert (echo.sender, echo.serial, echo.body) == (second.unique_name, sent, ["x"])
     assert first.reply_to(asked).body == [1]
     manager.driver(b"GetId", serial=77)
@@ -91,8 +83,8 @@ def test_systemd_comes_later(bus: Living) -> None:
     update = other.driver(b"UpdateActivationEnvironment", "a{ss}", {"JITNEY_TEST": "1 2"})
     assert other.reply_to(update).type == wire.RETURN
     manager = systemd(bus)
-    assert next_to(manager, "ActivationRequest").body == [UNIT]
-    environment = next_to(manager, "SetEnvironment")
+    assert manager.next_with("ActivationRequest").body == [UNIT]
+    environment = manager.next_with("SetEnvironment")
     assert environment.body == [["JITNEY_TEST=1 2"]]
     fail(manager)
     assert outcome(client.reply_to(sent)) == FAILURE
@@ -110,7 +102,7 @@ def test_failure_is_told_to_all(bus: Living) -> None:
     manager = systemd(bus)
     callers = [bus.client() for _ in range(5)]
     serials = [call(client) for client in callers]
-    next_to(manager, "ActivationRequest")
+    manager.next_with("ActivationRequest")
     callers[-1].reply_to(callers[-1].driver(b"GetId"))
     fail(manager, "another.service")
     fail(manager)
@@ -118,7 +110,7 @@ def test_failure_is_told_to_all(bus: Living) -> None:
         assert outcome(client.reply_to(serial)) == FAILURE
     # The next one is a new request.
     call(callers[0])
-    assert next_to(manager, "ActivationRequest").body == [UNIT]
+    assert manager.next_with("ActivationRequest").body == [UNIT]
 
 
 def test_forged_failure(bus: Living) -> None:
@@ -126,7 +118,7 @@ def test_forged_failure(bus: Living) -> None:
     manager = systemd(bus)
     client, liar = bus.client(), bus.client()
     sent = call(client)
-    next_to(manager, "ActivationRequest")
+    manager.next_with("ActivationRequest")
     fail(liar)
     liar.reply_to(liar.driver(b"GetId"))
     assert (
@@ -134,7 +126,7 @@ def test_forged_failure(bus: Living) -> None:
     )
     service = bus.client()
     service.driver(b"RequestName", "su", NAME, 4)
-    echo = next_to(service, "Echo")
+    echo = service.next_with("Echo")
     service.message(wire.RETURN, destination=(echo.sender or "").encode(), reply_serial=echo.serial)
     assert client.reply_to(sent).type == wire.RETURN
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,7 +50,7 @@ with RawClient(address) as one, RawClient(address) as two:
     known = known.body[0]
     print("uid:", known["UnixUserID"][1], "pid:", known["ProcessID"][1] == os.getpid(), flush=True)
 bus.terminate()
-print("end:", bus.wait(10), os.listdir(folder), flush=True)
+print("end:", bus.wait(30), os.listdir(folder), flush=True)
 """
 
 
@@ -75,10 +76,10 @@ def folder() -> Iterator[Path]:
     probe = ["unshare", "--mount", "--pid", "--fork", "mount", "--make-rprivate", "/"]
     if os.geteuid() != 0 or subprocess.run(probe, capture_output=True, check=False).returncode:
         pytest.skip("cannot make namespaces here")
-    found = Path("/run/jitney-container-test")
-    found.mkdir(exist_ok=True)
-    yield found
-    found.rmdir()
+    # Not below /tmp, which is another one in there.
+    with tempfile.TemporaryDirectory(prefix="jitney-container-", dir="/run") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
 
 
 def readable() -> bool:

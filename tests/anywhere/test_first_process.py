@@ -6,13 +6,13 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import buses
 import pytest
 from rawclient import RawClient
+from waiting import until
 
 CONTAINER = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child=SIGTERM"]
 SERVICE = "[D-BUS Service]\nName={name}\nExec=/bin/sh -c '{script}'\n"
@@ -24,13 +24,6 @@ def bus() -> Iterator[buses.Daemon]:
         pytest.skip("cannot make namespaces here")
     with buses.running([*CONTAINER, *buses.jitney_command()]) as daemon:
         yield daemon
-
-
-def until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 15
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def children(pid: int) -> dict[int, str]:

@@ -59,7 +59,7 @@ with RawClient(address, uid=other) as client:
         print(error.strerror, address, flush=True)
     sys.stdin.readline()
 daemon.terminate()
-print("end:", daemon.wait(10), flush=True)
+print("end:", daemon.wait(30), flush=True)
 """
 
 

@@ -12,13 +12,13 @@ import os
 import shutil
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from activation.inside import bus_of, heredoc, programs, running_inside
 from activation.systembus import SOCKET, impossible
+from waiting import alive, until
 
 from jitney.compat import install_lines
 
@@ -39,13 +39,6 @@ def executable(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     path.chmod(0o755)
-
-
-def until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 class Corner:
@@ -85,12 +78,6 @@ class Corner:
         return new
 
 
-def alive(pid: int) -> bool:
-    with contextlib.suppress(OSError):
-        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    return False
-
-
 @contextlib.contextmanager
 def corner(*command: str | Path) -> Iterator[Corner]:
     with running_inside(
@@ -117,9 +104,9 @@ def test_runit(tmp_path: Path) -> None:
     (services / "dbus").symlink_to(source)
     service = services / "dbus"
     with corner("runsvdir", services) as it:
-        until((service / "supervise" / "ok").exists)
-        # Other services wait with this for the bus.
-        it.ok("sv", "-w", "20", "check", service)
+        # Other services wait with this for the bus. There is a moment in which runsv has made its
+        # files and does not listen yet.
+        until(lambda: not it.run("sv", "-w", "20", "check", service).returncode, "it is checked")
         first = it.pid()
         assert f"(pid {first})" in it.ok("sv", "status", service)
         it.ok("sv", "hup", service)
@@ -145,8 +132,8 @@ def test_s6(tmp_path: Path) -> None:
     executable(service / "log" / "run", f"#!/bin/sh\nexec s6-log n3 {log}\n")
     ready = ("s6-svwait", "-U", "-t", "20000", service)
     with corner("s6-svscan", services) as it:
-        until((service / "supervise" / "control").exists)
-        it.ok(*ready)
+        # There is a moment in which s6-supervise has made some of its files.
+        until(lambda: not it.run(*ready).returncode, "it is ready")
         first = it.pid()
         assert it.ok("s6-svstat", "-o", "pid,ready", service).split() == [str(first), "true"]
         it.ok("s6-svc", "-h", service)

@@ -6,11 +6,11 @@ import contextlib
 import os
 import socket
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from waiting import comes
 
 from jitney.bench import brokers, wire
 
@@ -79,15 +79,12 @@ class Caller:
 
 
 def gone(pids: list[int]) -> bool:
-    """Whether these processes have ended, or do so within a few seconds."""
-    deadline = time.monotonic() + 5
-    for pid in pids:
+    """Whether these processes have ended, or do so soon."""
+
+    def reaped(pid: int) -> bool:
         # The orphans of our children are ours, and only dead once we have looked.
         with contextlib.suppress(ChildProcessError):
-            while os.waitpid(pid, os.WNOHANG) == (0, 0) and time.monotonic() < deadline:
-                time.sleep(0.02)
-    while any(Path("/proc", str(pid)).exists() for pid in pids):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
+            os.waitpid(pid, os.WNOHANG)
+        return not Path("/proc", str(pid)).exists()
+
+    return comes(lambda: all(reaped(pid) for pid in pids))

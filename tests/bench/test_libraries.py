@@ -62,8 +62,8 @@ def test_by_time(library: str) -> None:
     with broker("jitney-pure").start() as running:
         found = libraries.run(library, running, seconds=0.2, warmup=0)
     for figures in found.values():
-        assert 0.2 <= figures["seconds"] < 5
-        assert figures["count"] > 10
+        assert figures["seconds"] >= 0.2
+        assert figures["count"] > 0
 
 
 def test_each_reason_is_a_text() -> None:

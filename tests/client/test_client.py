@@ -19,7 +19,7 @@ from jitney.client.frames import FormatError
 from jitney.client.items import NameAdded, NameRemoved
 from jitney.client.memory import Outbox
 
-SOON = 5.0
+SOON = 30.0
 Opener = Callable[..., Awaitable[Connection]]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import ctypes.util
+import functools
 import io
 from typing import Any
 
@@ -124,6 +125,7 @@ def test_round_trip_against_dbus_fast(sent: FastMessage) -> None:
     assert msg.body() == data[len(data) - msg.body_len :]
 
 
+@functools.cache
 def libdbus() -> Any:
     name = ctypes.util.find_library("dbus-1") or "libdbus-1.so.3"
     try:

@@ -23,6 +23,7 @@ from typing import Any
 import realbus
 from differential.masks import masked
 from rawclient import RawClient
+from waiting import comes
 
 from jitney.compat import wire
 
@@ -375,7 +376,7 @@ def play(bus: realbus.SystemBus) -> list[str]:
             stack.callback(client.raw.close)
         for program in wanted:
             stack.enter_context(daemon(program, bus, folder))
-            if realbus.until(lambda name=program.name: root.has_owner(name), 20):
+            if comes(lambda name=program.name: root.has_owner(name)):
                 record.append(f"started {program.name}")
             else:
                 log = (folder / f"{program.name}.log").read_text(errors="replace")

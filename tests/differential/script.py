@@ -22,6 +22,7 @@ from xml.etree import ElementTree
 
 from buses import Daemon
 from rawclient import DRIVER, DRIVER_PATH, RawClient, Received
+from waiting import comes
 
 PEER = b"org.freedesktop.DBus.Peer"
 MONITORING = b"org.freedesktop.DBus.Monitoring"
@@ -160,7 +161,7 @@ class Client:
             filters.append(f"sender='{self.stage.hidden.unique_name}'")
         self.raw.driver(b"BecomeMonitor", "asu", filters, 0, interface=MONITORING)
         # Nothing makes a bus read this before what others say next; its answer tells that it has.
-        select.select([self.raw.sock], [], [], 10)
+        select.select([self.raw.sock], [], [], 30)
         self.monitor = True
         self.stage.settle(f"{self.name} becomes a monitor {rules or ''}".rstrip())
 
@@ -214,11 +215,8 @@ class Stage:
         self.hidden.close()
 
     def wait_gone(self, unique: str) -> None:
-        deadline = time.monotonic() + 5
-        while unique and self._ask(b"NameHasOwner", "s", unique):
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"the bus does not notice that {unique} is gone")
-            time.sleep(0.002)
+        if not comes(lambda: not (unique and self._ask(b"NameHasOwner", "s", unique))):
+            raise TimeoutError(f"the bus does not notice that {unique} is gone")
 
     def _ask(self, member: bytes, signature: str = "", *values: Any, **given: Any) -> Any:
         self.barrier += 1

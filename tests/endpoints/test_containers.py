@@ -4,29 +4,15 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
 from typing import Any
 
 import buses
-import pytest
-from rawclient import RawClient, Received
+from rawclient import RawClient, Received, connected
 from upgrading import upgrade
 
 from jitney.compat import wire
 
 CONTAINERS = b"org.jitney.Containers1"
-
-
-@pytest.fixture
-def bus() -> Iterator[buses.Daemon]:
-    with buses.running(buses.jitney_command()) as daemon:
-        yield daemon
-
-
-def connected(address: str) -> RawClient:
-    client = RawClient(address)
-    client.hello()
-    return client
 
 
 def ask(client: RawClient, member: bytes, signature: str = "", *values: Any) -> Received:

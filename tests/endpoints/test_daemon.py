@@ -6,31 +6,18 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import buses
 import pytest
-from rawclient import RawClient, Received
+from rawclient import RawClient, Received, connected
+from waiting import until
 
 from jitney.compat import wire
 
 ENDPOINTS = b"org.jitney.Endpoints1"
 DENIED = "org.freedesktop.DBus.Error.AccessDenied"
 NAME = b"com.example.Svc"
-
-
-@pytest.fixture
-def bus() -> Iterator[buses.Daemon]:
-    with buses.running(buses.jitney_command()) as daemon:
-        yield daemon
-
-
-def connected(address: str, **more: Any) -> RawClient:
-    client = RawClient(address, **more)
-    client.hello()
-    return client
 
 
 def ask(client: RawClient, member: bytes, signature: str = "", *values: Any) -> Received:
@@ -47,13 +34,6 @@ def opened(client: RawClient, bus: buses.Daemon, *lines: str, **options: bool) -
     reply = add(client, bus, "box", *lines, **options)
     assert reply.error_name is None, reply.body
     return str(reply.body[0])
-
-
-def until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def call(client: RawClient, to: bytes, member: bytes = b"M", **more: Any) -> int:

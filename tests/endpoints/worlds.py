@@ -51,7 +51,7 @@ def proxied(
         yield f"unix:path={path}"
     finally:
         os.close(read)
-        assert process.wait(10) == 0
+        assert process.wait(30) == 0
 
 
 class World:

@@ -112,10 +112,10 @@ def test_the_first_words(plan: Plan, bus: buses.Daemon) -> None:
     for length in range(1, len(said) + 140):
         with plan.armed({"recvmsg": (SHORT,)}, length=length):
             client = RawClient.__new__(RawClient)
-            client.timeout, client.serial, client.closed = 10.0, 0, False
+            client.timeout, client.serial, client.closed = 30.0, 0, False
             client._unread, client._fds = b"", []
             client.sock = socket.socket(socket.AF_UNIX)
-            client.sock.settimeout(10)
+            client.sock.settimeout(30)
             client.sock.connect(bus.address.partition("path=")[2].partition(",")[0])
             start, client.sock = client.sock, _Held()
             serial = client.driver(b"Hello")

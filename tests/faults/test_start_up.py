@@ -72,7 +72,7 @@ def start(plan: Plan, folder: Path) -> None:
         if lives:
             process.terminate()
     finally:
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=30)
     assert "Traceback" not in errors.decode()
     assert process.returncode == (0 if lives else 1)
     if not lives:

@@ -43,7 +43,7 @@ def mounted_tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     # Other users are to get there as well.
     folder = Path(tempfile.mkdtemp(prefix="jitney-fuse-"))
     folder.chmod(0o755)
-    with kdbusmount.mounted(folder / "kdbus", time_to_live=600) as tree:
+    with kdbusmount.mounted(folder / "kdbus", time_to_live=3600) as tree:
         yield tree.path
     (folder / "kdbus").rmdir()
     folder.rmdir()

@@ -192,23 +192,23 @@ def poll(root: Path) -> None:
     assert not readable(b)
     a.say(b.id, b"1")
     a.say(b.id, b"2")
-    assert readable(b, 5) == select.POLLIN
-    assert level.poll(5)
-    assert edge.poll(5)
+    assert readable(b, 30) == select.POLLIN
+    assert level.poll(30)
+    assert edge.poll(30)
     assert not edge.poll(0)
     for number in (b"1", b"2"):
-        assert readable(b, 5)
+        assert readable(b, 30)
         assert b.recv().payload == number
     assert not readable(b)
     assert not level.poll(0)
     edge.poll(0)
     a.say(b.id, b"3")
-    assert edge.poll(5)
+    assert edge.poll(30)
     b.do("RECV", c.RECV_DROP)
     refused(errno.EAGAIN, b.do, "RECV")
     assert not readable(b, 0.05)
     b.do("BYEBYE")
-    assert readable(b, 5) & select.POLLHUP
+    assert readable(b, 30) & select.POLLHUP
     refused(errno.ECONNRESET, b.do, "RECV")
     refused(errno.ECONNRESET, b.do, "BYEBYE")
 

@@ -160,7 +160,7 @@ def test_poll(tree: Mounted) -> None:
     epoll.register(b.fd, select.EPOLLIN)
     assert epoll.poll(0) == []
     woken: list[object] = []
-    thread = threading.Thread(target=lambda: woken.extend(epoll.poll(5)))
+    thread = threading.Thread(target=lambda: woken.extend(epoll.poll(30)))
     thread.start()
     a.say(b.id, b"wake up")
     thread.join()
@@ -183,7 +183,7 @@ def test_end_of_a_bus_wakes(tree: Mounted) -> None:
     poll.register(peer.fd, select.POLLIN)
     closing = threading.Timer(0.1, bus.close)
     closing.start()
-    assert poll.poll(5000)[0][1] & select.POLLHUP
+    assert poll.poll(30000)[0][1] & select.POLLHUP
     closing.join()
     fails(e.ECONNRESET, peer.do, "LIST", 15)
 
@@ -267,7 +267,7 @@ def test_descriptors(tree: Mounted) -> None:
     assert got.payload == b"bytes"
     # Nobody holds them any more.
     os.close(writing)
-    assert select.select([reading], [], [], 5)[0]
+    assert select.select([reading], [], [], 30)[0]
     assert os.read(reading, 1) == b""
     os.close(reading)
 
@@ -297,7 +297,7 @@ def test_unmounted_at_the_end(tmp_path: Path) -> None:
     with mounted(tmp_path / "kdbus") as mount:
         Bus(mount.path)
         mount.process.terminate()
-        assert mount.process.wait(10) == 0
+        assert mount.process.wait(30) == 0
         assert not is_mounted(mount.path)
 
 

@@ -9,7 +9,6 @@ import errno as e
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from kdbusmount import (
     mounted,
     why_not,
 )
+from waiting import stop, until
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=f"kdbusfs: {why_not()}")
 
@@ -111,10 +111,7 @@ def test_large_payload_that_never_comes(tree: Mounted) -> None:
     ended(process)
     # Half of the pool is for others, and a third of it for one user. The daemon's thread comes back
     # when the process is gone for good, which is a moment later.
-    deadline = time.monotonic() + 20
-    while not fits(sender, receiver, 160 << 10):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(lambda: fits(sender, receiver, 160 << 10), "there is room")
     receiver.recv()
     assert answered(bus.path)
 
@@ -152,7 +149,7 @@ def test_stopped_client(tree: Mounted) -> None:
     bus = Bus(tree.path)
     process = client("reader", str(bus.path))
     to = int(process.first)  # type: ignore[attr-defined]
-    process.send_signal(signal.SIGSTOP)
+    stop(process.pid)
     sender = Peer(bus.path)
     number = 0
     while not number:
@@ -190,14 +187,11 @@ def test_killed_daemon_frees_everybody(tmp_path: Path) -> None:
         reading = client("reader", str(bus.path))
         service.recv()
         mount.process.kill()
-        mount.process.wait(10)
+        mount.process.wait(30)
         free(calling, (b"ECONNABORTED", b"ENOTCONN"))
         free(reading, (b"OSError", b"Errno"))
         # The watchdog takes the dead mount away, and another daemon can have the place.
-        deadline = time.monotonic() + 20
-        while is_mounted(mount.path) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert not is_mounted(mount.path)
+        until(lambda: not is_mounted(mount.path), "the mount is gone")
     with mounted(tmp_path / "kdbus") as mount:
         assert answered(Bus(mount.path).path)
 

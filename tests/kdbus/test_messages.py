@@ -15,7 +15,7 @@ def vec(client: Client, data: bytes) -> bytes:
     return item(c.ITEM_PAYLOAD_VEC, u64(len(data), client.memory.put(data)))
 
 
-def call(world: World, after: int = 10**9) -> dict[str, int]:
+def call(world: World, after: int = 10**11) -> dict[str, int]:
     return {"flags": c.EXPECT_REPLY, "timeout": world.domain.monotonic() + after}
 
 
@@ -161,12 +161,12 @@ def test_deadline(world: World, sync: bool) -> None:
     now = world.domain.monotonic()
     caller, callee = pair(world)
     caller.send(message(callee.id, cookie=7, **call(world)), c.SEND_SYNC_REPLY if sync else 0)
-    world.domain.monotonic = lambda: now + 10**9 // 2
+    world.domain.monotonic = lambda: now + 10**11 // 2
     next_one = world.domain.expire()
     assert next_one is not None
     assert caller.answers == []
     assert caller.try_recv() == e.EAGAIN
-    world.domain.monotonic = lambda: now + 2 * 10**9
+    world.domain.monotonic = lambda: now + 2 * 10**11
     assert world.domain.expire() is None
     if sync:
         assert caller.answers == [e.ETIMEDOUT]

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import mediated
 import pytest
-from mediated import FakeAppArmor, World, call, next_of
+from mediated import FakeAppArmor, World, call, may_not_own, next_of, owns
 
 from jitney.compat import wire
 from jitney.compat.security.apparmorfs import BIND, EAVESDROP, RECEIVE, SEND, Answer
@@ -126,7 +126,7 @@ def test_unconfined_and_complaining(world: World, profiles: Profiles, kernel: Fa
     assert next_of(free, wire.CALL)
     assert [mask for mask, _ in kernel.asked] == [SEND]  # the unconfined one is not asked
     assert world.denied()[0].startswith('apparmor="ALLOWED" operation="dbus_method_call" ')
-    assert new.reply_to(new.driver(b"RequestName", "su", "com.example.New", 0)).body == [1]
+    assert owns(new, "com.example.New")
     assert (
         'apparmor="ALLOWED" operation="dbus_bind"  bus="system" name="com.example.New"'
         in (world.denied()[-1])
@@ -176,16 +176,9 @@ def test_hello_and_the_bus(world: World, profiles: Profiles, kernel: FakeAppArmo
 def test_names(world: World, profiles: Profiles, kernel: FakeAppArmor) -> None:
     profiles.say(NO, BIND, b"app", b"com.example.Not")
     app = world.client()
-    assert app.reply_to(app.driver(b"RequestName", "su", "com.example.Mine", 0)).body == [1]
+    assert owns(app, "com.example.Mine")
     assert kernel.asked[-1] == (BIND, b"label\0app\0 system\0com.example.Mine")
-    refused = app.reply_to(app.driver(b"RequestName", "su", "com.example.Not", 0))
-    assert refused.error_name == "org.freedesktop.DBus.Error.AccessDenied"
-    assert refused.body == [
-        (
-            f'Connection "{app.unique_name}" is not allowed to own the service "com.example.Not" '
-            "due to AppArmor policy"
-        )
-    ]
+    assert may_not_own(app, "com.example.Not", "AppArmor")
     pid = world.host.bus.known(app.unique_name).creds.pid
     assert world.denied() == [
         (

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import mediated
 import pytest
-from mediated import ACQUIRE, BUS, SEND, FakeSELinux, World, call, next_of
+from mediated import ACQUIRE, BUS, SEND, FakeSELinux, World, call, may_not_own, next_of, owns
 
 from jitney.compat import wire
 from jitney.compat.security.audit import USER_AVC, USER_POLICY_LOAD, USER_STATUS
@@ -134,15 +134,8 @@ def test_hello(world: World, kernel: FakeSELinux) -> None:
 
 def test_names(world: World, kernel: FakeSELinux) -> None:
     a = world.client()
-    assert a.reply_to(a.driver(b"RequestName", "su", "com.example.Any", 0)).body == [1]
-    refused = a.reply_to(a.driver(b"RequestName", "su", "com.example.Labelled", 0))
-    assert refused.error_name == "org.freedesktop.DBus.Error.AccessDenied"
-    assert refused.body == [
-        (
-            f'Connection "{a.unique_name}" is not allowed to own the service '
-            '"com.example.Labelled" due to SELinux policy'
-        )
-    ]
+    assert owns(a, "com.example.Any")
+    assert may_not_own(a, "com.example.Labelled", "SELinux")
     pid = world.host.bus.known(a.unique_name).creds.pid
     assert world.denied() == [
         (
@@ -152,7 +145,7 @@ def test_names(world: World, kernel: FakeSELinux) -> None:
     ]
     kernel.allow.add((A, b"u:r:name_t:s0", ACQUIRE))
     kernel.changed()
-    assert a.reply_to(a.driver(b"RequestName", "su", "com.example.Labelled", 0)).body == [1]
+    assert owns(a, "com.example.Labelled")
 
 
 def test_what_is_kept(world: World, kernel: FakeSELinux) -> None:
@@ -323,5 +316,4 @@ def test_what_the_driver_tells(world: World) -> None:
 def test_the_policy_decides_first(world: World) -> None:
     """Before the configuration's own policy, whose words are others."""
     a = world.client()
-    reply = a.reply_to(a.driver(b"RequestName", "su", "com.example.Labelled", 0))
-    assert reply.body[0].endswith("due to SELinux policy")
+    assert may_not_own(a, "com.example.Labelled", "SELinux")

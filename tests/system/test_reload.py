@@ -9,13 +9,15 @@ from __future__ import annotations
 import os
 import re
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import buses
 import pytest
 from rawclient import RawClient, Received
+from waiting import until
+
+from jitney.compat import wire
 
 DENIED = "org.freedesktop.DBus.Error.AccessDenied"
 LIMIT = "org.freedesktop.DBus.Error.LimitsExceeded"
@@ -77,15 +79,18 @@ def forbidden(client: RawClient) -> bool:
         message = client.receive()
         assert message is not None
         if message.member == "Forbidden":
+            # Or there would be as many calls without a reply as may be, if this is asked often.
+            client.message(
+                wire.RETURN, destination=client.unique_name.encode(), reply_serial=message.serial
+            )
             return False
         if message.error_name == DENIED:
             return True
 
 
 def wait_until(client: RawClient, expected: bool) -> None:
-    """Until the policy is the expected one, or the test's time is over."""
-    while forbidden(client) != expected:
-        time.sleep(0.01)
+    """Until the policy is the expected one."""
+    until(lambda: forbidden(client) == expected, "the policy is another one")
 
 
 def main_file(bus: buses.Daemon, extra: str) -> None:
@@ -94,10 +99,10 @@ def main_file(bus: buses.Daemon, extra: str) -> None:
 
 
 def log(bus: buses.Daemon, text: str) -> str:
-    """The log, once a text is in it, or the test's time is over."""
-    while text not in (found := (bus.directory / "log").read_text()):
-        time.sleep(0.01)
-    return found
+    """The log, once a text is in it."""
+    file = bus.directory / "log"
+    until(lambda: text in file.read_text(), f"the log has {text}")
+    return file.read_text()
 
 
 @pytest.mark.parametrize("how", ["SIGHUP", "ReloadConfig"])
@@ -146,8 +151,7 @@ def test_broken_main_file(bus: buses.Daemon, client: RawClient, broken: str, rea
     assert not forbidden(client)
     before = log(bus, "").count("Unable to reload")
     os.kill(bus.pid, signal.SIGHUP)
-    while log(bus, "").count("Unable to reload") == before:
-        time.sleep(0.01)
+    until(lambda: log(bus, "").count("Unable to reload") > before, "it is said again")
     assert not forbidden(client)
     main_file(bus, DENY)
     assert not call(client, b"ReloadConfig").error_name

@@ -20,6 +20,7 @@ import faulttraffic
 import pytest
 import realbus
 from rawclient import RawClient
+from waiting import until
 
 from jitney.compat import install_sandbox, install_units
 from jitney.compat.install_changes import Tree
@@ -207,7 +208,7 @@ def test_the_filter_has_what_the_bus_calls(machine: Path) -> None:
                 # strace, when it is ended, leaves the bus to itself; and it ends with the bus.
                 for pid in children(bus.pid):
                     os.kill(pid, signal.SIGTERM)
-                assert realbus.until(lambda: not children(bus.pid))
+                until(lambda: not children(bus.pid), "it is left to itself")
         except RuntimeError as error:
             pytest.skip(f"strace may not trace here: {error}")
         text = trace.read_text(errors="replace")

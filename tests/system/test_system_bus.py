@@ -20,6 +20,7 @@ import kernel
 import pytest
 import realbus
 from rawclient import RawClient
+from waiting import comes
 
 pytestmark = pytest.mark.skipif(bool(realbus.missing()), reason=realbus.missing())
 
@@ -102,7 +103,7 @@ def test_from_root_to_messagebus(folder: Path) -> None:
             client.hello()
     finally:
         os.kill(pid, signal.SIGTERM)
-        ended = realbus.until(lambda: not Path(f"/proc/{pid}").exists())
+        ended = comes(lambda: not Path(f"/proc/{pid}").exists())
     assert ended
     assert os.listdir(folder / "run") == []
 
@@ -207,7 +208,7 @@ def test_as_the_service_manager_starts_it(folder: Path) -> None:
     manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     manager.bind(str(folder / "notify"))
     os.chmod(folder / "notify", 0o777)
-    manager.settimeout(20)
+    manager.settimeout(30)
     # Descriptors 3 and 4, for the very process that becomes the bus.
     shell = 'exec 7>&- 3<&"$1" 4<&"$2"; shift 2; LISTEN_PID=$$ exec "$@"'
     options = "--address=systemd: --nofork --nopidfile --systemd-activation --syslog-only"
@@ -254,7 +255,7 @@ def test_as_the_service_manager_starts_it(folder: Path) -> None:
                 assert manager.recv(100) == b"READY=1"
         process.terminate()
         assert manager.recv(100) == b"STOPPING=1"
-        assert process.wait(10) == 0
+        assert process.wait(30) == 0
         # The sockets are the service manager's.
         assert (folder / "first").exists()
     finally:
@@ -299,7 +300,7 @@ def child_of(folder: Path, command: list[str]) -> tuple[dict[str, str], str, dic
             client.hello()
             facts = status(bus.pid)
             client.driver(b"StartServiceByName", "su", "org.example.Child", 0)
-            assert realbus.until((folder / "run/child").exists), bus.log
+            assert comes((folder / "run/child").exists), bus.log
     finally:
         for key, value in before.items():
             os.environ.pop(key)

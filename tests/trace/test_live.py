@@ -11,14 +11,14 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import buses
 import pytest
-from rawclient import RawClient
+from rawclient import RawClient, connected
+from waiting import until
 
 from jitney.compat import errors, wire
 from jitney.compat.trace import pcap
@@ -51,7 +51,7 @@ def tracing(
         jitney(command, *words, "--address", bus.address),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    _until(lambda: _said(bus, "became a tracer") > before)
+    until(lambda: _said(bus, "became a tracer") > before)
     try:
         yield process
     finally:
@@ -64,20 +64,8 @@ def _said(bus: buses.Daemon, words: str) -> int:
     return (bus.directory / "log").read_text().count(words)
 
 
-def _until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not true() and time.monotonic() < deadline:
-        time.sleep(0.02)
-
-
 def finish(process: subprocess.Popen[str]) -> tuple[str, str]:
-    return process.communicate(timeout=20)
-
-
-def joined(bus: buses.Daemon, uid: int | None = None) -> RawClient:
-    client = RawClient(bus.address, uid=uid)
-    client.hello()
-    return client
+    return process.communicate(timeout=30)
 
 
 def call(client: RawClient, dest: RawClient, member: bytes, *values: Any) -> int:
@@ -101,7 +89,7 @@ def answer(client: RawClient) -> None:
 
 def converse(bus: buses.Daemon) -> None:
     """A call with its reply, one that is refused, and a signal."""
-    with joined(bus) as one, joined(bus) as two:
+    with connected(bus.address) as one, connected(bus.address) as two:
         serial = call(one, two, b"Do", "hello")
         answer(two)
         one.reply_to(serial)
@@ -143,7 +131,7 @@ def test_refusals_alone(bus: buses.Daemon) -> None:
 
 
 def test_a_name_that_is_refused(bus: buses.Daemon) -> None:
-    with tracing(bus, "--denied", "--count=1") as process, joined(bus) as client:
+    with tracing(bus, "--denied", "--count=1") as process, connected(bus.address) as client:
         refused = client.reply_to(client.driver(b"RequestName", "su", "com.example.Mine", 0))
         assert refused.error_name == errors.ACCESS_DENIED
         out, _ = finish(process)
@@ -152,9 +140,9 @@ def test_a_name_that_is_refused(bus: buses.Daemon) -> None:
 
 
 def test_a_broadcast_that_is_refused(bus: buses.Daemon) -> None:
-    with joined(bus) as deaf:
+    with connected(bus.address) as deaf:
         deaf.reply_to(deaf.driver(b"AddMatch", "s", "member='Secret'"))
-        with tracing(bus, "--denied", "--count=1") as process, joined(bus) as client:
+        with tracing(bus, "--denied", "--count=1") as process, connected(bus.address) as client:
             client.message(
                 wire.SIGNAL, destination=None, path=b"/a", interface=b"com.example.I",
                 member=b"Secret",
@@ -179,7 +167,7 @@ def test_chrome(bus: buses.Daemon, tmp_path: Path) -> None:
                  "--interface=com.example.I", "--match", "member='Do'") as process:  # fmt: skip
         converse(bus)
         # What was traced last is written soon, and the file is whole when it is told to end.
-        _until(lambda: '"ph": "e"' in file.read_text())
+        until(lambda: '"ph": "e"' in file.read_text())
     finish(process)
     events = json.loads(file.read_text())["traceEvents"]
     assert [event["name"] for event in events if event["ph"] == "b"] == ["com.example.I.Do"]
@@ -218,7 +206,7 @@ def test_pcap_as_from_dbus_monitor(bus: buses.Daemon, tmp_path: Path) -> None:
                 ["dbus-monitor", "--address", bus.address, "--pcap", "interface='com.example.I'"],
                 stdout=out,
             )
-        _until(lambda: _said(bus, "became a monitor") > 0)
+        until(lambda: _said(bus, "became a monitor") > 0)
         with tracing(
             bus, str(ours), "--type=method_call", "--interface=com.example.I", "--count=4",
             command="record",
@@ -226,15 +214,18 @@ def test_pcap_as_from_dbus_monitor(bus: buses.Daemon, tmp_path: Path) -> None:
             converse(bus)
             # The count is reached with the replies; what dbus-monitor was told, calls and signal.
             finish(process)
+        until(lambda: len(_calls(theirs)) >= 2, "dbus-monitor has written both")
     finally:
         if monitor is not None:
             monitor.terminate()
-            monitor.wait(10)
-    seen = [packet.data for packet in pcap.read(io.BytesIO(theirs.read_bytes()))]
-    mine = [packet.data for packet in pcap.read(io.BytesIO(ours.read_bytes()))]
-    calls = [data for data in mine if data[1] == wire.CALL]
-    assert len(calls) == 2
-    assert calls == [data for data in seen if data[1] == wire.CALL]
+            monitor.wait(30)
+    assert len(_calls(ours)) == 2
+    assert _calls(ours) == _calls(theirs)
+
+
+def _calls(file: Path) -> list[bytes]:
+    found = [packet.data for packet in pcap.read(io.BytesIO(file.read_bytes()))]
+    return [data for data in found if data[1] == wire.CALL]
 
 
 def test_recorded_and_replayed(bus: buses.Daemon, tmp_path: Path) -> None:
@@ -250,14 +241,14 @@ def test_recorded_and_replayed(bus: buses.Daemon, tmp_path: Path) -> None:
                 jitney("replay", str(file), "--address", other.address, "--fast"),
                 capture_output=True, text=True, timeout=50, check=False,
             )  # fmt: skip
-            time.sleep(0.3)
+            whole = _shape(file)
+            assert whole
+            until(lambda: len(_shape(again)) >= len(whole), "all of it is recorded again")
         finish(second)
     assert "sent " in done.stdout, done.stderr
     # A recording that was cut off may end between a call and its reply.
     assert done.stdout.count(" 0 did not") or done.returncode == 1
-    whole = _shape(file)
     played = _shape(again)
-    assert whole
     assert played[: len(whole)] == whole
 
 
@@ -285,7 +276,11 @@ def start(client: RawClient, **options: Any) -> Any:
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
 def test_other_users_see_nothing(bus: buses.Daemon) -> None:
     nobody = pwd.getpwnam("nobody").pw_uid
-    with joined(bus, uid=nobody) as spy, joined(bus) as one, joined(bus) as two:
+    with (
+        connected(bus.address, uid=nobody) as spy,
+        connected(bus.address) as one,
+        connected(bus.address) as two,
+    ):
         for options in ({}, {"payload": ("u", 100)}, {"users": ("au", [nobody])}):
             assert start(spy, **options).error_name == errors.ACCESS_DENIED
         serial = call(one, two, b"Do", "password")
@@ -307,14 +302,18 @@ def test_other_users_see_nothing(bus: buses.Daemon) -> None:
 def test_bad_options_change_nothing(
     daemon: buses.Daemon, options: dict[str, Any], complaint: str
 ) -> None:
-    with joined(daemon) as client:
+    with connected(daemon.address) as client:
         refused = start(client, **options)
         assert complaint in refused.body[0]
         assert client.unique_name in client.reply_to(client.driver(b"ListNames")).body[0]
 
 
 def test_a_tracer_that_does_not_read_harms_nobody(daemon: buses.Daemon) -> None:
-    with joined(daemon) as stuck, joined(daemon) as one, joined(daemon) as two:
+    with (
+        connected(daemon.address) as stuck,
+        connected(daemon.address) as one,
+        connected(daemon.address) as two,
+    ):
         assert start(stuck, payload=("u", 1 << 20)).type == wire.RETURN
         for _ in range(200):
             serial = call(one, two, b"Do", "x" * 100_000)
@@ -335,7 +334,7 @@ def test_a_tracer_that_does_not_read_harms_nobody(daemon: buses.Daemon) -> None:
 
 
 def test_a_tracer_that_speaks_is_sent_away(daemon: buses.Daemon) -> None:
-    with joined(daemon) as rude, joined(daemon) as client:
+    with connected(daemon.address) as rude, connected(daemon.address) as client:
         start(rude)
         rude.driver(b"GetId")
         while rude.receive() is not None:

@@ -11,17 +11,19 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import buses
 import pytest
-from rawclient import RawClient
+from rawclient import RawClient, connected
+from waiting import given_time, until
 
 from jitney.broker.message import Message
 from jitney.compat import wire
 from jitney.compat.trace import pcap
 
+END = b"TheEnd"
 BUSES = {"jitney": buses.jitney_command()}
 if buses.REFERENCE is not None:
     BUSES["dbus-daemon"] = [buses.REFERENCE]
@@ -33,17 +35,25 @@ def needs(*programs: str) -> None:
             pytest.skip(f"{program} is not installed")
 
 
+def watcher(bus: buses.Daemon) -> RawClient:
+    """Somebody who hears of who comes and goes."""
+    client = connected(bus.address)
+    client.reply_to(client.driver(b"AddMatch", "s", "type='signal',member='NameOwnerChanged'"))
+    return client
+
+
 @contextlib.contextmanager
-def watched(bus: buses.Daemon, words: list[str], out: Path) -> Iterator[None]:
-    """Runs a monitor from when it has become one until the block's end."""
-    with RawClient(bus.address) as watch:
-        watch.hello()
-        watch.reply_to(watch.driver(b"AddMatch", "s", "type='signal',member='NameOwnerChanged'"))
+def watched(
+    bus: buses.Daemon, words: list[str], out: Path, writes: Callable[[], None] | None = None
+) -> Iterator[None]:
+    """Runs a monitor from when it has become one until it has written the last of the block; how
+    that is waited for may be given."""
+    with watcher(bus) as watch:
         with out.open("wb") as file:
             process = subprocess.Popen(words, stdout=file, stderr=subprocess.DEVNULL)
         try:
             while True:
-                message = watch.receive(20)
+                message = watch.receive()
                 assert message is not None
                 if message.member == "NameOwnerChanged" and not message.body[2]:
                     break
@@ -53,27 +63,22 @@ def watched(bus: buses.Daemon, words: list[str], out: Path) -> Iterator[None]:
             raise
     try:
         yield
-        # The last that was said is in the file before the monitor is told to end.
-        size, deadline = -1, time.monotonic() + 10
-        while time.monotonic() < deadline:
-            time.sleep(0.2)
-            now = out.stat().st_size
-            if now == size and now:
-                break
-            size = now
+        if writes is None:
+            until(lambda: END in out.read_bytes(), "it has written all")
+        else:
+            writes()
     finally:
         process.send_signal(signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(5)
+            process.wait(20)
         if process.poll() is None:
             process.kill()
             process.wait()
 
 
 def converse(bus: buses.Daemon) -> None:
-    with RawClient(bus.address) as one, RawClient(bus.address) as two:
-        one.hello()
-        two.hello()
+    """Two talk and go; then a third one, who was told of that, says so."""
+    with connected(bus.address) as one, connected(bus.address) as two:
         two.reply_to(two.driver(b"RequestName", "su", "com.example.Two", 0))
         serial = one.message(
             destination=b"com.example.Two", path=b"/a", interface=b"com.example.I",
@@ -91,6 +96,18 @@ def converse(bus: buses.Daemon) -> None:
             member=b"Changed", signature="ay", values=[b"\0\1"],
         )  # fmt: skip
         two.reply_to(two.driver(b"GetId"))
+        last = watcher(bus)
+    left = {one.unique_name, two.unique_name}
+    with last:
+        while left:
+            message = last.receive()
+            assert message is not None
+            if message.member == "NameOwnerChanged" and not message.body[2]:
+                left.discard(message.body[0])
+        last.message(
+            wire.SIGNAL, destination=None, path=b"/a", interface=b"com.example.I", member=END
+        )
+        last.reply_to(last.driver(b"GetId"))
 
 
 def seen(tmp_path: Path, words: list[str]) -> dict[str, bytes]:
@@ -125,7 +142,8 @@ def _without_luck(text: str) -> list[str]:
         lines.append(re.sub(r"[0-9a-f]{32}", "GUID", line))
     # Who watches the monitor leaves before or after its first words.
     start = next(i for i, line in enumerate(lines) if "member=Hello" in line)
-    return lines[start:]
+    end = next(i for i, line in enumerate(lines) if f"member={END.decode()}" in line)
+    return lines[start:end]
 
 
 @pytest.mark.parametrize("form", ["--pcap", "--binary"])
@@ -164,7 +182,8 @@ def _shapes(messages: list[bytes]) -> list[tuple[object, ...]]:
              msg.reply_serial, msg.flags, body)
         )  # fmt: skip
     start = next(i for i, shape in enumerate(shapes) if shape[1] == b"Hello")
-    return shapes[start:]
+    end = next(i for i, shape in enumerate(shapes) if shape[1] == END)
+    return shapes[start:end]
 
 
 def test_busctl_monitor(tmp_path: Path) -> None:
@@ -173,7 +192,7 @@ def test_busctl_monitor(tmp_path: Path) -> None:
     for name, data in seen(tmp_path, ["busctl", "--address=ADDRESS", "monitor"]).items():
         text = re.sub(r"[0-9a-f]{32}", "GUID", data.decode())
         text = re.sub(r"Timestamp=.*|  UniqueName=.*|\x1b\[[\d;]*m", "", text)
-        blocks = re.split(r"\n\n+", text)
+        blocks = re.split(r"\n\n+", text.partition(f"Member={END.decode()}")[0])
         found[name] = [
             re.sub(r"Cookie=\d+", "", block) if "Sender=org.freedesktop.DBus" in block else block
             for block in blocks[next(i for i, b in enumerate(blocks) if "Member=Hello" in b) :]
@@ -194,13 +213,18 @@ def test_bustle(tmp_path: Path) -> None:
     """What Bustle's recorder makes; it writes when it ends. A second connection of its own asks for
     names, before or after the two that talk come: only what these say is compared."""
     needs("bustle-pcap")
+    given_time(lambda pause: bustle(tmp_path, pause), 1, 4, 15)
+
+
+def bustle(tmp_path: Path, pause: int) -> None:
     found = {}
     for name, command in BUSES.items():
         recorded = tmp_path / f"{name}.pcap"
         with buses.running(command) as bus:
             address = bus.address.partition(",guid=")[0]
             words = ["sh", "-c", 'echo; exec bustle-pcap -q -a "$1" "$2"', "sh", address, recorded]
-            with watched(bus, [str(word) for word in words], tmp_path / name):
+            words = [str(word) for word in words]
+            with watched(bus, words, tmp_path / name, lambda: time.sleep(pause)):
                 converse(bus)
             shapes = _shapes(_whole(recorded.read_bytes(), "--pcap"))
         called = next(shape for shape in shapes if shape[1] == b"Do")

@@ -31,7 +31,7 @@ def dial(entry: Address) -> socket.socket:
         sock.connect(path if path is not None else "\0" + str(entry.get("abstract")))
     else:
         sock = socket.create_connection((entry.get("host"), int(str(entry.get("port")))))
-    sock.settimeout(10)
+    sock.settimeout(30)
     if entry.method == "nonce-tcp":
         sock.sendall(Path(str(entry.get("noncefile"))).read_bytes())
     return sock

@@ -33,15 +33,6 @@ def contents(message: Received) -> list[bytes]:
     return found
 
 
-def wait_for(client: RawClient, member: str) -> Received:
-    while True:
-        message = client.receive()
-        assert message is not None, f"the bus closed the connection before {member}"
-        if message.member == member:
-            return message
-        message.close_fds()
-
-
 def call(
     client: RawClient, dest: str, member: bytes, fds: list[int], big_endian: bool = False
 ) -> int:
@@ -66,7 +57,7 @@ def test_counts(daemon: buses.Daemon, n: int, big: bool) -> None:
         fds = pipes(n)
         call(a, b.unique_name, b"M", fds, big)
         close(fds)
-        got = wait_for(b, "M")
+        got = b.next_with("M")
         assert got.n_fds == n
         assert got.big_endian == big
         assert contents(got) == [b"%d" % i for i in range(n)]
@@ -82,7 +73,7 @@ def test_several_messages_in_one_read(daemon: buses.Daemon) -> None:
             call(a, b.unique_name, b"N%d" % n, fds)
             close(fds)
         for n in (2, 0, 3, 1, 0, 0, 5):
-            got = wait_for(b, f"N{n}")
+            got = b.next_with(f"N{n}")
             assert contents(got) == [b"%d" % i for i in range(n)]
 
 
@@ -99,8 +90,8 @@ def test_one_set_for_two_messages(daemon: buses.Daemon) -> None:
         call(a, b.unique_name, b"Three", fds[2:])
         send(b"".join(parts), fds)
         close(fds)
-        assert contents(wait_for(b, "Two")) == [b"0", b"1"]
-        assert contents(wait_for(b, "Three")) == [b"2", b"3", b"4"]
+        assert contents(b.next_with("Two")) == [b"0", b"1"]
+        assert contents(b.next_with("Three")) == [b"2", b"3", b"4"]
 
 
 @pytest.mark.weakness("CVE-2014-3636")
@@ -144,9 +135,9 @@ def test_header_claims_fewer_than_came(daemon: buses.Daemon) -> None:
         call(a, b.unique_name, b"One", fds[:1])
         call(a, b.unique_name, b"Two", fds[1:])
         send(parts[0], fds)
-        assert contents(wait_for(b, "One")) == [b"0"]
+        assert contents(b.next_with("One")) == [b"0"]
         send(parts[1])
-        assert contents(wait_for(b, "Two")) == [b"1", b"2"]
+        assert contents(b.next_with("Two")) == [b"1", b"2"]
         close(fds)
 
 
@@ -209,7 +200,7 @@ def test_broadcast_to_several(daemon: buses.Daemon) -> None:
         for i, listener in enumerate(listeners):
             if i == 1:
                 continue  # takes no descriptors, and so does not get it
-            got = wait_for(listener, "S")
+            got = listener.next_with("S")
             os.write(got.fds[0], b"%d" % i)
             got.close_fds()
         assert sorted(os.read(r, 100)) == sorted(b"023")
@@ -258,5 +249,5 @@ def test_nested_descriptors(daemon: buses.Daemon) -> None:
         inner.close()
         outer.close()
         call(a, b.unique_name, b"After", [])
-        wait_for(b, "After")
+        b.next_with("After")
         assert a.reply_to(a.driver(b"GetId")).signature == "s"

@@ -64,7 +64,7 @@ def conversation(big: bool) -> bytes:
 def answers(bus: buses.Daemon, pieces: list[bytes]) -> list[tuple[object, ...]]:
     """What a peer gets that sends these pieces one by one, but for what differs by connection."""
     sock = rawclient._connect(bus.address)
-    sock.settimeout(10)
+    sock.settimeout(30)
     for piece in pieces:
         sock.sendall(piece)
     line = b""
@@ -155,7 +155,7 @@ SETTINGS = settings(
 
 def send_and_see(bus: buses.Daemon, data: bytes) -> None:
     sock = rawclient._connect(bus.address)
-    sock.settimeout(5)
+    sock.settimeout(30)
     try:
         sock.sendall(data)
         sock.shutdown(socket.SHUT_WR)

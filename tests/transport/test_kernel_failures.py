@@ -17,6 +17,7 @@ from typing import Any
 import kernel
 import pytest
 from rawclient import RawClient
+from waiting import PATIENCE
 
 from jitney.broker import mem
 from jitney.compat import sysio, ways
@@ -88,7 +89,7 @@ class World:
         listener = SimpleNamespace(kind="unix", nonce=b"", offer=self.offer, endpoint=None)
         self.hub.admit(sysio.attach(faulty), listener)  # type: ignore[arg-type]
         client = RawClient.__new__(RawClient)
-        client.timeout, client.serial, client.closed = 5.0, 0, False
+        client.timeout, client.serial, client.closed = PATIENCE, 0, False
         client.sock, client._unread, client._fds = theirs, b"", []
         identity = str(os.getuid()).encode().hex().encode()
         client.send(b"\0AUTH EXTERNAL " + identity + b"\r\nNEGOTIATE_UNIX_FD\r\nBEGIN\r\n")
@@ -107,8 +108,8 @@ class World:
             self.loop.run_forever()
 
     def turn_until(self, true: Any) -> None:
-        """Runs the loop until something is so (timers, too: five seconds at most)."""
-        end = self.loop.time() + 5
+        """Runs the loop until something is so (timers, too)."""
+        end = self.loop.time() + PATIENCE
         while not true():
             assert self.loop.time() < end
             self.loop.run_until_complete(asyncio.sleep(0.01))
@@ -293,7 +294,7 @@ def test_accept_fails(world: World, tmp_path: Path, code: int) -> None:
     before = world.hub.n_peers
     world.turn_until(lambda: world.hub.n_peers > before)
     world.turn()
-    late.settimeout(5)
+    late.settimeout(PATIENCE)
     assert late.recv(100).startswith(b"OK ")
     late.close()
     world.turn()
@@ -403,7 +404,7 @@ def test_a_bug_in_the_first_read_keeps_no_socket(
     world.hub.admit(sysio.attach(ours), listener)  # type: ignore[arg-type]
     assert world.hub.n_peers == before
     assert not world.hub.incomplete
-    theirs.settimeout(5)
+    theirs.settimeout(PATIENCE)
     assert theirs.recv(1) == b""
     theirs.close()
     world.alive(a)

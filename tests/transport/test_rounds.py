@@ -9,16 +9,15 @@ import fcntl
 import os
 import signal
 import socket
-import struct
 import termios
-import time
 from array import array
 from collections.abc import Iterator
 
 import buses
 import pytest
 import rawclient
-from rawclient import RawClient, Received, build
+from rawclient import RawClient, build
+from waiting import stop, until
 
 # More than the bus reads at once, so that the rest of the message takes a read of its own.
 LARGE = 400_000
@@ -26,7 +25,7 @@ LARGE = 400_000
 
 @contextlib.contextmanager
 def standstill(bus: buses.Daemon) -> Iterator[None]:
-    os.kill(bus.pid, signal.SIGSTOP)
+    stop(bus.pid)
     try:
         yield
     finally:
@@ -52,21 +51,9 @@ def to(dest: RawClient, member: bytes, body: bytes = b"", n_fds: int = 0) -> byt
     return build(1, dest.next_serial(), fields, "ay", [body], flags=1)
 
 
-def arrival(client: RawClient, member: str) -> Received:
-    while True:
-        message = client.receive()
-        assert message is not None, f"the bus closed the connection before {member}"
-        if message.member == member:
-            return message
-        message.close_fds()
-
-
 def taken(client: RawClient) -> None:
     """Waits until the bus has read all that the client sent."""
-    deadline = time.monotonic() + 10
-    while struct.unpack("i", fcntl.ioctl(client.sock, termios.TIOCOUTQ, bytes(4)))[0]:
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+    until(lambda: fcntl.ioctl(client.sock, termios.TIOCOUTQ, bytes(4)) == bytes(4), "all is read")
 
 
 def pipe_with(text: bytes) -> int:
@@ -83,8 +70,8 @@ def test_what_precedes_junk_arrives_untouched(daemon: buses.Daemon) -> None:
         with standstill(daemon):
             bad.send(to(victim, b"M", body) + b"junk that is no message")
             other.send(to(other, b"Own", b"\xff" * 100_000))
-        assert arrival(victim, "M").body == [body]
-        assert arrival(other, "Own").body == [b"\xff" * 100_000]
+        assert victim.next_with("M").body == [body]
+        assert other.next_with("Own").body == [b"\xff" * 100_000]
         while bad.receive() is not None:
             pass
 
@@ -101,8 +88,8 @@ def test_descriptors_nobody_may_send_go_to_nobody(daemon: buses.Daemon) -> None:
             sender.send(to(receiver, b"Fd", n_fds=1), [mine])
         os.close(theirs)
         os.close(mine)
-        arrival(receiver, "Large")
-        got = arrival(receiver, "Fd")
+        receiver.next_with("Large")
+        got = receiver.next_with("Fd")
         assert [os.read(fd, 100) for fd in got.fds] == [b"mine"]
         got.close_fds()
 
@@ -123,7 +110,7 @@ def test_full_sets_back_to_back(daemon: buses.Daemon, size: int) -> None:
         for fd in fds:
             os.close(fd)
         for member, start in (("One", 0), ("Two", 16)):
-            got = arrival(receiver, member)
+            got = receiver.next_with(member)
             assert [os.read(fd, 100) for fd in got.fds] == [
                 b"%d" % i for i in range(start, start + 16)
             ]
@@ -135,7 +122,7 @@ def test_descriptors_right_behind_begin(daemon: buses.Daemon, negotiated: bool) 
     """A client need not wait between BEGIN and a message with descriptors."""
     with clients(daemon, True) as (receiver,):
         sock = rawclient._connect(daemon.address)
-        sock.settimeout(10)
+        sock.settimeout(30)
         identity = str(os.getuid()).encode().hex().encode()
         sock.sendall(b"\0AUTH EXTERNAL " + identity + b"\r\n")
         assert sock.recv(100).startswith(b"OK ")
@@ -155,7 +142,7 @@ def test_descriptors_right_behind_begin(daemon: buses.Daemon, negotiated: bool) 
             )
         os.close(fd)
         if negotiated:
-            got = arrival(receiver, "Fd")
+            got = receiver.next_with("Fd")
             assert [os.read(fd, 100) for fd in got.fds] == [b"early"]
             got.close_fds()
         else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from waiting import until_async
 
 from jitney.broker.connection import ACTIVE, CLOSED
 from jitney.broker.fds import FdSet
@@ -175,13 +176,8 @@ class World:
         self.activator.name_owned(name, conn)
         return conn
 
-    async def until(self, condition: Callable[[], object]) -> None:
-        async with asyncio.timeout(20):
-            while not condition():
-                await asyncio.sleep(0.002)
-
     async def answered(self, count: int = 1) -> None:
-        await self.until(lambda: len(self.bus.sent) >= count)
+        await until_async(lambda: len(self.bus.sent) >= count)
 
     def outcome(self) -> tuple[list[str], str]:
         """Kinds of all answers, and the text of the only error among them."""
@@ -216,7 +212,7 @@ async def make(tmp_path: Path) -> AsyncIterator[MakeWorld]:
         children = list(world.activator.spawner.children.values())
         for child in children:
             child.kill()
-        await world.until(lambda gone=children: not any(child.running for child in gone))
+        await until_async(lambda gone=children: not any(child.running for child in gone))
         world.activator.close()
 
 
@@ -261,7 +257,7 @@ async def test_the_process_is_told_where_the_bus_is(world: World, tmp_path: Path
     world.activator.update_environment({"MORE": "é", "=": "nothing"})
     world.service(f"/bin/sh -c 'env >{tmp_path}/env.new; mv {tmp_path}/env.new {tmp_path}/env'")
     world.activate(Conn(1), call(), A)
-    await world.until((tmp_path / "env").exists)
+    await until_async((tmp_path / "env").exists)
     lines = (tmp_path / "env").read_text().splitlines()
     assert {
         "MORE=é",
@@ -321,7 +317,7 @@ async def test_forking_service(world: World) -> None:
     """A process that ends well may have left a daemon behind: its name is waited for."""
     world.service("/bin/true")
     world.activate(Conn(1), call(), A)
-    await world.until(lambda: not world.activator.spawner.children)
+    await until_async(lambda: not world.activator.spawner.children)
     assert list(world.activator.book.names) == [A]
     world.own()
     assert [kind for kind, _, _ in world.bus.sent] == ["delivered"]
@@ -334,7 +330,7 @@ async def test_end_after_success_is_nobodys_business(world: World) -> None:
     world.own()
     (child,) = world.activator.spawner.children.values()
     child.kill()
-    await world.until(lambda: not world.activator.spawner.children)
+    await until_async(lambda: not world.activator.spawner.children)
     assert [kind for kind, _, _ in world.bus.sent] == ["delivered"]
     assert world.context.lines[-1][1] == "Successfully activated service 'org.example.A'"
 
@@ -434,7 +430,7 @@ async def test_hanging_service_is_killed(world: World) -> None:
     assert world.outcome() == (["TimedOut", "TimedOut"], text)
     assert world.context.lines[-1] == ("warning", text)
     assert world.idle
-    await world.until(lambda: not world.activator.spawner.children)
+    await until_async(lambda: not world.activator.spawner.children)
     assert child.status == signal.SIGKILL
     assert len(world.bus.sent) == 2
 
@@ -613,7 +609,7 @@ async def test_caller_that_became_a_monitor_gets_nothing(world: World) -> None:
     world.activate(conn, call(), A)
     world.activator.start_service(conn, call(), A)
     conn.state = CLOSED
-    await world.until(lambda: world.idle)
+    await until_async(lambda: world.idle)
     assert world.bus.sent == []
 
 
@@ -820,7 +816,7 @@ async def test_systemd_never_comes(make: MakeWorld) -> None:
     world.bus.limits.service_start_timeout = 20
     world.service("/bin/false", more=UNIT)
     world.activate(Conn(1), call(), A)
-    await world.until(lambda: world.idle)
+    await until_async(lambda: world.idle)
     assert [kind for kind, _, _ in world.bus.sent] == ["TimedOut"]
     assert world.bus.emitted == []
 

@@ -72,7 +72,7 @@ def answer(args: list[str]) -> tuple[int, str, str]:
 def test_answers_as_dbus_daemon(args: list[str]) -> None:
     assert REFERENCE is not None
     done = subprocess.run(
-        [REFERENCE, *args], capture_output=True, text=True, timeout=10, check=False
+        [REFERENCE, *args], capture_output=True, text=True, timeout=30, check=False
     )
     expected = done.stderr.replace("dbus-daemon [", f"{cli.PROGRAM} [")
     assert answer(args) == (done.returncode, done.stdout, expected)

@@ -152,10 +152,10 @@ def test_entities_that_multiply(declarations: str, use: str, encoding: str, tmp_
             encoding
         )
     )
-    start = time.monotonic()
+    start = time.thread_time()
     with pytest.raises(ConfigError, match="limit on input amplification factor"):
         load(str(path))
-    assert time.monotonic() - start < 2
+    assert time.thread_time() - start < 5
 
 
 def test_entities_in_a_circle(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ a second bus, a lost descriptor or a process that nobody reaps."""
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import select
 import signal
@@ -36,6 +37,7 @@ FULL = """<type>session</type><user>nobody</user><fork/><keep_umask/><syslog/><a
 @pytest.fixture(autouse=True)
 def nothing_is_left() -> Iterator[None]:
     """No test leaves a descriptor or a child."""
+    gc.collect()  # what others left, which would go in between
     before = os.listdir("/proc/self/fd"), children()
     yield
     assert (os.listdir("/proc/self/fd"), children()) == before

@@ -127,10 +127,11 @@ def test_file_may_not_be_a_fifo(folder: Path, tmp_path: Path) -> None:
 
 def test_lock_of_somebody_else_does_not_hold_the_bus_up(folder: Path, tmp_path: Path) -> None:
     (folder / (NAME + ".lock")).touch()
+    # libdbus would wait for eight seconds.
     start = time.monotonic()
     with pytest.raises(KeyringError, match="Could not lock"):
         Keyring(str(tmp_path)).best_key()
-    assert time.monotonic() - start < 1
+    assert time.monotonic() - start < 5
     assert (folder / (NAME + ".lock")).exists()
 
 
@@ -208,7 +209,7 @@ def test_real_client(tmp_path: Path, client: str, same_keyring: bool) -> None:
     offer = Offer("0" * 32, ["DBUS_COOKIE_SHA1"], keyring=lambda: Keyring(str(ours)))
     seen: list[Auth] = []
     with socket.create_server(("127.0.0.1", 0)) as server:
-        server.settimeout(10)
+        server.settimeout(30)
         thread = threading.Thread(target=serve_once, args=(server, offer, seen))
         thread.start()
         address = f"tcp:host=127.0.0.1,port={server.getsockname()[1]},family=ipv4"
@@ -218,9 +219,9 @@ def test_real_client(tmp_path: Path, client: str, same_keyring: bool) -> None:
             env={**os.environ, **environ, **homes},
             capture_output=True,
             check=False,
-            timeout=20,
+            timeout=50,
         )
-        thread.join(15)
+        thread.join(30)
     assert len(seen) == 1
     assert seen[0].done is same_keyring
     assert seen[0].identity == (os.geteuid() if same_keyring else None)

@@ -7,7 +7,6 @@ import os
 import re
 import select
 import socket
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,7 +31,7 @@ def pipe() -> Iterator[tuple[int, int]]:
 def syslog(tmp_path: Path) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.bind(str(tmp_path / "log"))
-        sock.settimeout(2)
+        sock.settimeout(30)
         yield sock
 
 
@@ -93,7 +92,7 @@ def test_syslog_comes_back(tmp_path: Path, syslog: socket.socket) -> None:
     assert logger.lost == 1
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as again:
         again.bind(str(tmp_path / "log"))
-        again.settimeout(2)
+        again.settimeout(30)
         logger.info("three")
         assert again.recv(1000).endswith(b"three")
     assert logger.lost == 1
@@ -101,23 +100,22 @@ def test_syslog_comes_back(tmp_path: Path, syslog: socket.socket) -> None:
 
 def test_full_syslog_is_not_waited_for(tmp_path: Path, syslog: socket.socket) -> None:
     logger = to_syslog(tmp_path)
-    start = time.monotonic()
+    # Nobody reads: if it waited, this would have no end.
     for _ in range(5000):
         logger.info("x" * 100)
     assert logger.lost > 0
-    assert time.monotonic() - start < 5
 
 
 def test_stream_syslog(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
         server.bind(str(tmp_path / "log"))
         server.listen()
-        server.settimeout(2)
+        server.settimeout(30)
         logger = to_syslog(tmp_path)
         logger.info("one")
         peer, _ = server.accept()
         with peer:
-            peer.settimeout(2)
+            peer.settimeout(30)
             assert peer.recv(1000).endswith(b"one\0")
             logger.close()
     assert logger.lost == 0

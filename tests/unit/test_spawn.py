@@ -17,6 +17,7 @@ import pytest
 import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
+from waiting import until_async
 
 from jitney.compat.activation import environment, helper, journal, spawn
 from jitney.compat.activation.spawn import Child, Spawner, failure
@@ -79,11 +80,7 @@ def start(
 
 
 def end(loop: asyncio.AbstractEventLoop, spawner: Spawner, child: Child) -> None:
-    async def gone() -> None:
-        while child.running:
-            await asyncio.sleep(0.002)
-
-    run(loop, gone())
+    run(loop, until_async(lambda: not child.running, "it ends"))
 
 
 def shell_output(

@@ -22,7 +22,7 @@ from jitney.compat.log import Log
 def journal(tmp_path: Path) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.bind(str(tmp_path / "journal"))
-        sock.settimeout(2)
+        sock.settimeout(30)
         yield sock
 
 
@@ -66,7 +66,7 @@ def test_a_journal_that_does_not_read(tmp_path: Path, journal: socket.socket) ->
     assert logger.lost == lost + 1
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as again:
         again.bind(str(tmp_path / "journal"))
-        again.settimeout(2)
+        again.settimeout(30)
         logger.log("info", "back", {"event": "e"})
         assert parsed(again.recv(1000))["MESSAGE"] == [b"back"]
     # What is larger than a datagram may be is lost, and that is all.
@@ -198,6 +198,6 @@ def test_a_log_that_nobody_reads(tmp_path: Path, format: str) -> None:
             assert process.poll() is None
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(30)
         process.stdout.close()
     assert process.returncode == 0

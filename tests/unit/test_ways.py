@@ -15,6 +15,7 @@ from typing import Any
 import buses
 import pytest
 from rawclient import RawClient
+from waiting import until_async
 
 from jitney.broker import mem
 from jitney.compat import ways
@@ -152,8 +153,7 @@ async def test_changes_are_seen_by_looking(
         case "folder":
             folder.rename(tmp_path / "elsewhere")
     assert watch.pending()
-    while not changes:
-        await asyncio.sleep(0.01)
+    await until_async(lambda: changes, "it is seen")
     assert not watch.pending()
     watch.close()
     watch.close()

@@ -11,7 +11,8 @@ import buses
 import kdbusmount
 import pytest
 from rawclient import RawClient
-from upgrading import NotUpgraded, alive, build, descriptors, joined, settled, until, upgrade
+from upgrading import NotUpgraded, build, descriptors, joined, settled, upgrade
+from waiting import alive, until
 
 from jitney.compat import wire
 

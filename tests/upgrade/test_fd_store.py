@@ -19,7 +19,8 @@ from pathlib import Path
 import buses
 import pytest
 from rawclient import RawClient
-from upgrading import alive, joined, settled, until, upgrade
+from upgrading import joined, settled, upgrade
+from waiting import alive, until
 
 from jitney.compat import wire
 
@@ -50,6 +51,8 @@ class Manager:
         config = buses.CONFIG.format(type="session", directory=folder, extra="")
         (folder / "bus.conf").write_text(config)
         self.ending = False
+        self.silences = 0
+        """How often nobody has said anything for a while, and all that was said is done."""
         self.processes: list[subprocess.Popen[bytes]] = []
         self.thread = threading.Thread(target=self.listen)
         self.thread.start()
@@ -60,6 +63,7 @@ class Manager:
                 data, control, _, _ = self.sock.recvmsg(4096, 4096)
             except TimeoutError:
                 self.hung_up()
+                self.silences += 1
                 continue
             fds = array.array("i")
             for _, _, payload in control:
@@ -97,6 +101,7 @@ class Manager:
         # As sd_listen_fds(3) wants them; the numbers above are out of the way.
         command = [*buses.jitney_command(), f"--config-file={self.folder}/bus.conf", "--nofork",
                    "--address=systemd:", "--fd-store", *options]  # fmt: skip
+        before = self.ready
         high = [os.dup2(fd, 500 + i) for i, fd in enumerate(fds)]
         script = "".join(f"exec {3 + i}<&{500 + i} {500 + i}<&-\n" for i in range(len(fds)))
         script += f'ulimit -Sn {self.files}; export LISTEN_PID=$$; exec "$@"'
@@ -112,24 +117,25 @@ class Manager:
         )
         for fd in high:
             os.close(fd)
-        before = self.ready
         self.processes.append(process)
         self.main = process.pid
-        until(lambda: self.ready > before or process.poll() is not None, 20)
+        until(lambda: self.ready > before or process.poll() is not None, "it is ready")
         assert process.poll() is None
 
     def crash(self, killed: bool = False) -> None:
         if not killed:
             os.kill(self.main, signal.SIGKILL)
         until(lambda: not alive(self.main))
-        time.sleep(0.2)
+        # One may have begun before its last words.
+        heard = self.silences
+        until(lambda: self.silences > heard + 1, "its last words are heard")
         self.start()
 
     def close(self) -> None:
         for process in self.processes:
             if process.poll() is None:
                 process.terminate()
-                process.wait(10)
+                process.wait(30)
         if self.main and alive(self.main):
             os.kill(self.main, 15)
         self.ending = True
@@ -230,7 +236,7 @@ def test_an_upgraded_bus_is_kept_as_well(manager: Manager) -> None:
     upgrade(two)
     assert one.reply_to(one.driver(b"GetNameOwner", "s", "com.example.N")).body == [":1.0"]
     until(lambda: f"jitney-calls-{manager.main}" in manager.stored)
-    assert len([name for name in manager.stored if name.startswith("jitney-calls-")]) == 1
+    assert len([name for name in list(manager.stored) if name.startswith("jitney-calls-")]) == 1
 
 
 def test_replies_are_still_awaited(manager: Manager) -> None:

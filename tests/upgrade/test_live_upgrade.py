@@ -7,15 +7,17 @@ import os
 import signal
 import socket
 import subprocess
-import time
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
 
 import buses
 import pytest
+from floods import until_held
 from rawclient import RawClient, build
-from upgrading import NotUpgraded, alive, descriptors, joined, settled, until, upgrade
+from upgrading import NotUpgraded, descriptors, joined, settled, upgrade
+from upgrading import build as a_build
+from waiting import alive, until
 
 from jitney.compat import wire
 
@@ -137,7 +139,7 @@ def test_conversations_cut_at_every_byte(bus: buses.Daemon) -> None:
         clients.clear()
         for cut in range(start, min(start + 40, len(data))):
             sock = socket.socket(socket.AF_UNIX)
-            sock.settimeout(10)
+            sock.settimeout(30)
             sock.connect(path)
             sock.sendall(data[:cut])
             clients.append((cut, sock))
@@ -199,30 +201,16 @@ def test_held_senders_stay_held_and_are_let_go() -> None:
     limits = '<limit name="max_incoming_bytes">200000</limit>'
     with buses.running(buses.jitney_command(), extra=limits) as bus:
         reader, sender, asker = (joined(bus.address) for _ in range(3))
-        sender.sock.setblocking(False)
-        sent = 0
-        data = b""
-        while True:
-            if not data:
-                sent += 1
-                data = build(
-                    wire.SIGNAL, sent,
-                    [(1, "o", "/"), (2, "s", "a.b"), (3, "s", "F"), (6, "s", reader.unique_name)],
-                    "uay", [sent, bytes(50000)],
-                )  # fmt: skip
-            try:
-                data = data[sender.sock.send(data) :]
-            except BlockingIOError:
-                time.sleep(0.05)
-                try:
-                    data = data[sender.sock.send(data) :]
-                except BlockingIOError:
-                    break
+        fields = [(1, "o", "/"), (2, "s", "a.b"), (3, "s", "F"), (6, "s", reader.unique_name)]
+        sent, data = until_held(
+            sender, asker,
+            (build(wire.SIGNAL, i, fields, "uay", [i, bytes(50000)]) for i in range(1, 1000)),
+        )  # fmt: skip
+        sent += 1  # the last of them in part
         before = upgrade(asker)["queued_bytes"]
         assert before >= 200000
         # It is still not read from: nothing more may come to be queued.
         assert upgrade(asker)["queued_bytes"] == before
-        sender.sock.settimeout(10)
         for i in range(1, sent):
             got = reader.receive()
             assert got is not None
@@ -322,12 +310,10 @@ def test_replies_are_still_due(bus: buses.Daemon) -> None:
         one, two, three = (joined(timed.address) for _ in range(3))
         call = one.message(destination=two.unique_name.encode(), path=b"/", member=b"M")
         settled(two)
-        began = time.monotonic()
         upgrade(three)
         upgrade(three)
         reply = one.reply_to(call)
         assert reply.error_name == "org.freedesktop.DBus.Error.NoReply"
-        assert time.monotonic() - began < 20
         # Who goes without having replied is told on.
         call = one.message(destination=two.unique_name.encode(), path=b"/", member=b"M")
         settled(two)
@@ -377,6 +363,7 @@ def test_policies_of_groups_and_of_users() -> None:
         assert found["ProcessID"] == ("u", os.getpid())
 
 
+@pytest.mark.timeout(300)
 def test_many_in_a_row_leave_nothing(bus: buses.Daemon) -> None:
     one, two = joined(bus.address), joined(bus.address)
     upgrade(one)
@@ -469,12 +456,15 @@ def test_who_may_ask(bus: buses.Daemon) -> None:
         upgrade(nobody)
 
 
-def test_two_at_a_time(bus: buses.Daemon) -> None:
+def test_two_at_a_time(bus: buses.Daemon, tmp_path: Path) -> None:
     one, two = joined(bus.address), joined(bus.address)
-    first = one.driver(b"Upgrade", "s", "", interface=b"org.jitney.Upgrade1")
+    go = tmp_path / "go"
+    slow = a_build(tmp_path, f"while not os.path.exists({str(go)!r}): time.sleep(0.01)")
+    first = one.driver(b"Upgrade", "s", slow, interface=b"org.jitney.Upgrade1")
     settled(one)
     with pytest.raises(NotUpgraded, match="under way already"):
         upgrade(two)
+    go.touch()
     assert one.reply_to(first, 30).type == wire.RETURN
     upgrade(two)
 
@@ -487,7 +477,7 @@ def test_metrics_go_on(tmp_path: Path) -> None:
         for _ in range(2):
             upgrade(one)
             sock = socket.socket(socket.AF_UNIX)
-            sock.settimeout(10)
+            sock.settimeout(30)
             sock.connect(str(place))
             sock.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
             got = b""
@@ -521,7 +511,7 @@ def test_newcomers_wait_in_line(bus: buses.Daemon) -> None:
                 break
         except BlockingIOError:
             pass
-    one.sock.settimeout(10)
+    one.sock.settimeout(30)
     assert one.reply_to(serial).type == wire.RETURN
     names.append(joined(bus.address).unique_name)
     assert names == [f":1.{i + 1}" for i in range(len(names))]

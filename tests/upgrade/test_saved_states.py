@@ -23,7 +23,8 @@ from typing import Any
 import buses
 import pytest
 from rawclient import RawClient
-from upgrading import NotUpgraded, build, joined, settled, until, upgrade
+from upgrading import NotUpgraded, build, joined, settled, upgrade
+from waiting import until
 
 from jitney.compat import wire
 from jitney.compat.upgrade import form
@@ -51,7 +52,7 @@ class Predecessor:
             stack.enter_context(mine)
             stack.enter_context(its)
             fds[peer["fd"]] = its.fileno()
-            mine.settimeout(15)
+            mine.settimeout(30)
             if peer["conn"] >= 0:
                 self.clients[self.document["bus"]["connections"][peer["conn"]]["id"]] = mine
         servers = [("bus", server) for server in self.document["servers"]]
@@ -116,7 +117,7 @@ def test_it_is_gone_on_with(path: Path, tmp_path: Path) -> None:
                 endpoints_go_on(tmp_path, old)
         finally:
             process.terminate()
-            process.wait(10)
+            process.wait(30)
 
 
 def goes_on(address: str, old: Predecessor) -> None:
@@ -144,7 +145,7 @@ def goes_on(address: str, old: Predecessor) -> None:
     assert heard.member == "Watched"
     poll = select.poll()
     poll.register(old.clients[6], select.POLLIN)
-    assert poll.poll(10000), "the monitor sees nothing"
+    assert poll.poll(30000), "the monitor sees nothing"
 
 
 def endpoints_go_on(folder: Path, old: Predecessor) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 import buses
 import pytest
 from rawclient import RawClient
-from upgrading import alive, joined, settled, until, upgrade
+from upgrading import joined, settled, upgrade
+from waiting import PATIENCE, alive, given_time, until
 
 from jitney.compat import wire
 
@@ -30,8 +31,8 @@ def call(client: RawClient, fds: int = 0) -> int:
     )
 
 
-def started(path: Path) -> int:
-    until(lambda: path.exists() and path.read_text().strip())
+def started(path: Path, seconds: float = PATIENCE) -> int:
+    until(lambda: path.exists() and path.read_text().strip(), "it is started", seconds)
     return int(path.read_text())
 
 
@@ -112,12 +113,16 @@ def test_it_goes_into_the_background(tmp_path: Path) -> None:
 
 
 def test_it_takes_too_long(tmp_path: Path) -> None:
-    with buses.running(buses.jitney_command(), extra=TIMEOUT.format(2500)) as bus:
-        mark = tmp_path / "pid"
+    given_time(lambda limit: takes_too_long(tmp_path, limit), 2500, 15000)
+
+
+def takes_too_long(tmp_path: Path, limit: int) -> None:
+    with buses.running(buses.jitney_command(), extra=TIMEOUT.format(limit)) as bus:
+        mark = tmp_path / f"pid-{limit}"
         service(bus, f"echo $$ > {mark}; exec sleep 60")
         one, two = joined(bus.address), joined(bus.address)
         serial = call(one)
-        pid = started(mark)
+        pid = started(mark, limit / 1000)
         upgrade(two)
         upgrade(two)
         reply = one.reply_to(serial)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import buses
 import pytest
-from upgrading import alive, joined, settled, until, upgrade
+from upgrading import joined, settled, upgrade
+from waiting import alive, until
 
 NAME = "com.example.Late"
 
@@ -19,7 +20,7 @@ NAME = "com.example.Late"
 def manager(tmp_path: Path) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.bind(str(tmp_path / "notify"))
-        sock.settimeout(15)
+        sock.settimeout(30)
         yield sock
 
 
@@ -57,7 +58,8 @@ def test_a_service_that_ends_is_waited_for(
 ) -> None:
     """Nobody says how it ended: it may have been a launcher, whose service is still to come."""
     go = tmp_path / "go"
-    script = f"while ! [ -e {go} ]; do sleep 0.02; done; exit 3"
+    mark = tmp_path / "pid"
+    script = f"echo $$ >{mark}; while ! [ -e {go} ]; do sleep 0.02; done; exit 3"
     command = shlex.join(["/bin/sh", "-c", script])
     (bus.directory / "services" / "x.service").write_text(
         f"[D-BUS Service]\nName={NAME}\nExec={command}\n"
@@ -65,9 +67,12 @@ def test_a_service_that_ends_is_waited_for(
     one, two = joined(bus.address), joined(bus.address)
     call = one.message(destination=NAME.encode(), path=b"/", member=b"M")
     settled(one)
+    until(lambda: mark.exists() and mark.read_text().strip(), "it is started")
+    service = int(mark.read_text())
     said = upgrade(two)
     try:
         go.touch()
+        until(lambda: not alive(service), "it ends")
         assert not settled(one)
         two.driver(b"RequestName", "su", NAME, 0)
         assert [m.serial for m in settled(two) if m.member == "M"] == [call]

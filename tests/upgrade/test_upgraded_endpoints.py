@@ -12,7 +12,8 @@ import buses
 import pytest
 from rawclient import RawClient, Received, build
 from upgrading import build as a_build
-from upgrading import joined, settled, until, upgrade
+from upgrading import joined, settled, upgrade
+from waiting import until
 
 from jitney.compat import wire
 
@@ -71,6 +72,7 @@ def test_a_policy_goes_on(bus: buses.Daemon) -> None:
     assert refused.error_name == UNKNOWN
     # Whoever has spoken to it is seen by it from now on.
     called(hidden, inside.unique_name.encode())
+    settled(hidden)
     settled(inside)
     before = listed(creator)["box"]
     for _ in range(2):
@@ -115,7 +117,7 @@ def test_it_goes_with_its_creator(bus: buses.Daemon) -> None:
     creator.close()
     until(lambda: not (bus.directory / "box").exists())
     assert inside.receive() is None
-    unfinished.settimeout(10)
+    unfinished.settimeout(30)
     while unfinished.recv(4096):
         pass
     unfinished.close()

@@ -7,22 +7,19 @@ import errno as e
 import os
 import socket
 import struct
-import time
 
 import pytest
 from kdbuskit import command, item, message, u64
 from nativeclient import Bus, Errno, Frame, Peer, Socket
 from nativeserver import Server
+from waiting import until
 
 from jitney.broker.kdbus import constants as c
 
 
 def closed(server: Server, before: int) -> None:
     """The server has let go of all: of some on a thread, a moment later."""
-    deadline = time.monotonic() + 10
-    while server.descriptors() > before and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert server.descriptors() <= before
+    until(lambda: server.descriptors() <= before, "they are closed")
 
 
 def ask(peer: Socket, end: socket.socket | None = None) -> tuple[Frame | None, socket.socket]:

@@ -26,6 +26,7 @@ import pytest
 from kdbuskit import bloom, command, item, message, text, u64
 from nativeclient import HEAD, OPS, OUTBOX, POOL, Bus, Errno, Peer, Socket, answered, request
 from nativeserver import served
+from waiting import until
 
 from jitney.broker.kdbus import constants as c
 
@@ -131,12 +132,7 @@ def test_too_many_descriptors(server: Any, bus: Bus) -> None:
 
 def settle(server: Any, before: int) -> None:
     """All descriptors that were taken are closed, a moment later where a thread does it."""
-    import time
-
-    deadline = time.monotonic() + 20
-    while server.descriptors() > before:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(lambda: server.descriptors() <= before, "they are closed")
 
 
 def test_no_room_for_descriptors(tmp_path: Path) -> None:

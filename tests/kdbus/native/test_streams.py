@@ -18,6 +18,7 @@ import pytest
 from kdbuskit import command, item, message, text, u64
 from nativeclient import HEAD, OPS, POOL, Bus, Peer, Socket, answered, request
 from nativeserver import Server, served
+from waiting import stop
 
 from jitney.broker.kdbus import constants as c
 from jitney.broker.kdbus.domain import Domain
@@ -110,7 +111,7 @@ def test_descriptors_of_frames_that_are_read_at_once(stream: Path, server: Serve
     plain = request(OPS["LIST"], command("LIST", 15), 9)
     with_fd = request(OPS["SEND"], command("SEND", 0, u64(80)) + message(two.id, fds, cookie=1), 10)
     ends = [os.pipe() for _ in range(5)]
-    stopped(server.pid)
+    stop(server.pid)
     for near, far in ends:
         one.raw(plain)
         one.raw(with_fd, (near,))
@@ -131,12 +132,6 @@ def test_descriptors_of_frames_that_are_read_at_once(stream: Path, server: Serve
             assert os.get_blocking(fd) == os.get_blocking(end)
             os.close(fd)
             os.close(end)
-
-
-def stopped(pid: int) -> None:
-    os.kill(pid, signal.SIGSTOP)
-    while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
-        pass
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="is another user only as root")

@@ -233,4 +233,5 @@ def test_books_agree(script: list[tuple[Any, ...]]) -> None:
     assert shared.core.connections == shared.bus.connections == {}
     assert all(user.idle() for user in shared.core.accounts.users)
     del life, shared
-    assert len(os.listdir("/proc/self/fd")) == open_before
+    # What was garbage before may have gone as well.
+    assert len(os.listdir("/proc/self/fd")) <= open_before

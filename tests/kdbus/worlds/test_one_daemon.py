@@ -25,13 +25,13 @@ import pytest
 from foreground import RUN
 from kdbuskit import Errno, item, u64
 from rawclient import RawClient
+from waiting import comes
 from worldsdaemon import (
     CALL,
     NAME,
     TEST_WITH_SHIM,
     WAYS,
     Both,
-    eventually,
     only,
     started,
 )
@@ -65,6 +65,7 @@ def passing(both: Both) -> Both:
 
 @pytest.mark.skipif(TEST_WITH_SHIM in os.environ, reason="is the one")
 @pytest.mark.skipif(bool(kdbusshim.why_not()), reason=f"the shim: {kdbusshim.why_not()}")
+@pytest.mark.timeout(300)
 def test_with_the_shim() -> None:
     """All of these again, where programs that give ioctls are on sockets."""
     shim = preload.library()
@@ -361,6 +362,7 @@ def test_service_is_started_for_a_kdbus_client(both: Both) -> None:
 sys.path[:0] = {here!r}
 import os
 from rawclient import RawClient
+from waiting import comes
 from jitney.compat import wire
 client = RawClient(os.environ["DBUS_STARTER_ADDRESS"])
 client.hello()
@@ -380,7 +382,7 @@ while (got := client.receive()) is not None:
         asked = classic.driver(b"ListActivatableNames")
         return NAME.decode() in classic.reply_to(asked).body[0]
 
-    assert eventually(known)
+    assert comes(known)
     peer = both.kdbus()
     peer.call(NAME, 5)
     got = peer.recv(wait=30)
@@ -388,7 +390,7 @@ while (got := client.receive()) is not None:
     answer = parsed(got, peer.id)
     assert (answer.reply_cookie, values(answer)) == (5, ["started"])
     file.unlink()
-    assert eventually(lambda: not known())
+    assert comes(lambda: not known())
 
 
 def test_flood_of_classic_messages_keeps_nobody_out(both: Both) -> None:

@@ -22,9 +22,9 @@ import kdbusmount
 import kdbusnative
 import nativeserver
 import pytest
-import realbus
 from kdbuskit import Errno, access, command, text, u64
 from kdbusmount import is_mounted
+from waiting import alive, comes, until
 from worldsdaemon import (
     CALL,
     NAME,
@@ -34,7 +34,6 @@ from worldsdaemon import (
     ByFrame,
     ByIoctl,
     denied,
-    eventually,
     gone,
     only,
     started,
@@ -66,7 +65,7 @@ def test_reload_and_end(way: str, tmp_path: Path) -> None:
         assert only(classic, "M")
         os.kill(both.daemon.pid, signal.SIGTERM)
         assert classic.receive() is None
-        assert eventually(lambda: gone(way, both.tree))
+        assert comes(lambda: gone(way, both.tree))
         with pytest.raises((Errno, OSError, EOFError)):
             peer.call(classic.unique_name.encode(), 6)
     if way == "sockets":
@@ -95,7 +94,7 @@ def test_fork_serves_as_well(way: str, tmp_path: Path) -> None:
         b.close()
     finally:
         os.kill(pid, signal.SIGTERM)
-    assert eventually(lambda: gone(way, tree))
+    assert comes(lambda: gone(way, tree))
 
 
 @can_mount
@@ -217,7 +216,7 @@ def test_sockets_of_a_bus_that_becomes_another_user(open_path: Path) -> None:
     with started(tree, "sockets", type="system", extra=extra) as both:
         # The address is printed before.
         status = Path(f"/proc/{both.daemon.pid}/status")
-        assert realbus.until(lambda: f"Uid:\t{nobody.pw_uid}\t" in status.read_text())
+        assert comes(lambda: f"Uid:\t{nobody.pw_uid}\t" in status.read_text())
         assert (tree.stat().st_uid, stat.S_IMODE(tree.stat().st_mode)) == (65534, 0o755)
         assert both.path == tree / "0-system" / "bus"
         assert stat.S_IMODE(both.path.stat().st_mode) == 0o666
@@ -258,6 +257,8 @@ def test_what_the_dead_left_of_another_user(open_path: Path) -> None:
     extra = "<user>nobody</user>"
     with started(tree, "sockets", type="system", extra=extra) as both:
         os.kill(both.daemon.pid, signal.SIGKILL)
+        # Until then it still has the place locked.
+        until(lambda: not alive(both.daemon.pid), "it is dead")
         assert (tree / "control").exists()
         with started(tree, "sockets", type="system", extra=extra) as again:
             peer = again.kdbus()
@@ -272,7 +273,7 @@ def test_other_loops_are_refused_with_a_mount(
     """They do not let go of the lock while they sleep."""
     monkeypatch.setenv("JITNEY_LOOP", "asyncio")
     with started(tmp_path / "kdbus", "mount") as both:
-        assert eventually(lambda: "--kdbus-mount needs the bus's own event loop" in both.log)
+        assert comes(lambda: "--kdbus-mount needs the bus's own event loop" in both.log)
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
@@ -325,7 +326,7 @@ def test_mount_and_sockets_at_once(tmp_path: Path) -> None:
         assert os.fstat(near.descriptors()[0]).st_ino == os.fstat(end).st_ino
         for fd in (end, other, *near.descriptors()):
             os.close(fd)
-    assert eventually(lambda: not is_mounted(mount))
+    assert comes(lambda: not is_mounted(mount))
     assert not tree.exists()
 
 
@@ -335,7 +336,7 @@ def test_live_upgrade_is_refused(way: str, tmp_path: Path) -> None:
         both.classic()
         os.kill(both.daemon.pid, signal.SIGUSR2)
         refused = "Upgrade is not possible: there are clients of kdbus"
-        assert eventually(lambda: refused in both.log)
+        assert comes(lambda: refused in both.log)
         peer = both.kdbus()
         peer.call(peer.name)
         assert peer.hear().member == b"M"
