@@ -254,7 +254,10 @@ class Front:
         requested: bool,
     ) -> str:
         """dbus-daemon's sentence about a message that may not pass (conn None: the bus's own)."""
-        sender, who = (conn.label, loginfo(conn)) if conn is not None else ("(unset)", "(bus)")
+        sender, who = "(unset)", "(bus)"
+        if conn is not None:
+            # printf's word for a name that is not there yet: a Hello that a module refuses.
+            sender, who = (conn.label, loginfo(conn)) if conn.unique_name else ("(null)", "inactive")
         return (
             f'{what}, {matched} matched rules; type="{TYPES.get(msg.type, "unknown")}", '
             f'sender="{sender}" ({who}) '
