@@ -39,7 +39,7 @@ def send(key: str, fields: dict[str, Any]) -> int:
     return serial
 
 
-def driver(key: str, member: str, signature: str, *arguments: Any) -> list[Any]:
+def driver(key: str, member: str, signature: str = "", *arguments: Any) -> list[Any]:
     return reply(key, clients[key].driver(member.encode(), signature, *arguments))
 
 

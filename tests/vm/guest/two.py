@@ -195,7 +195,7 @@ def records(pid: int, start: int) -> list[str]:
     said = read(start)
     found = []
     for line in said.splitlines():
-        if f" pid={pid} " in line and "apparmor=" in line:
+        if line.startswith("type=USER_AVC") and f" pid={pid} " in line and "apparmor=" in line:
             text = line.split("msg='", 1)[1].split(" exe=")[0]
             found.append(" ".join(text.split()))
     return found
