@@ -255,9 +255,11 @@ class Front:
     ) -> str:
         """dbus-daemon's sentence about a message that may not pass (conn None: the bus's own)."""
         sender, who = "(unset)", "(bus)"
-        if conn is not None:
-            # printf's word for a name that is not there yet: a Hello that a module refuses.
-            sender, who = (conn.label, loginfo(conn)) if conn.unique_name else ("(null)", "inactive")
+        if conn is not None and conn.unique_name:
+            sender, who = conn.label, loginfo(conn)
+        elif conn is not None:
+            # Its Hello is refused; printf's word for a name that is not there yet.
+            sender, who = "(null)", "inactive"
         return (
             f'{what}, {matched} matched rules; type="{TYPES.get(msg.type, "unknown")}", '
             f'sender="{sender}" ({who}) '

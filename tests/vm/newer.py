@@ -1,12 +1,12 @@
 """What AppArmor needs to mediate D-Bus, and Debian 12 has not: a kernel and a compiler of profiles.
 
-Linux answers for D-Bus by itself since 7.0 (`features/dbus/mask`), where SO_PEERSEC knows who
-connected, but only of profiles that mediate networks by `network_v9`, which apparmor_parser knows
-since 5.0. Both are Debian's, of a later release; all else of the machine stays as it is.
+Later kernels of Debian's say that they mediate D-Bus (`features/dbus/mask`), and know who connected
+(SO_PEERSEC), but they answer only of profiles that mediate networks by `network_v9`, which
+apparmor_parser knows since 5.0. All else of the machine stays as it is.
 
 Invariant: the machine boots without them as before: the kernel's modules are beside the other's,
 and the compiler, with its libraries, is in /opt/apparmor, where nobody finds it by chance. What is
-downloaded is kept; a mirror that has no such packages costs the boot that needs them, not the image.
+downloaded is kept. A mirror that has no such packages costs the boot that needs them, and no more.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from chroot import inside, run
 
 SUITE = "sid"
 KERNEL = "linux-image-cloud-amd64"
-PARTS = re.compile(r"^ *(?:Depends: )?(linux-(?:image|base|binary|modules)-[0-9]\S*)$", re.MULTILINE)
+PARTS = re.compile(r"^ *Depends: (linux-(?:image|base|binary|modules)-[0-9]\S*)$", re.MULTILINE)
 PARSER = ("apparmor", "libapparmor1", "libc6", "libgcc-s1", "libstdc++6", "libzstd1")
 PLACE = "opt/apparmor"
 LIBRARIES = "usr/lib/x86_64-linux-gnu"

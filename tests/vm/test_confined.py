@@ -1,9 +1,9 @@
 """AppArmor, enforcing, decides about messages and names of a bus of jitney's as of dbus-daemon's.
 
 Debian 12's kernel has the profiles and no labels of peers, and neither bus asks it (`test_boot`
-looks at that). So this boot has a kernel and a compiler of profiles of a later Debian (`newer`); the
-rest of the machine, both buses included, is the same. Nothing is made up: the kernel says by itself
-that it mediates D-Bus, knows who connected, and answers from the profiles that were compiled.
+looks at that). So this boot has a kernel and a compiler of profiles of a later Debian (`newer`);
+the rest of the machine, both buses included, is the same. Nothing is made up: the kernel says by
+itself that it mediates D-Bus, knows who connected, and answers from the profiles as compiled.
 
 Invariant: as in `test_boot`; skipped, too, where the image was made without that kernel.
 """

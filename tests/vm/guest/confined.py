@@ -15,7 +15,17 @@ from typing import Any
 
 from helpers import run, until
 from two import (
-    ACTORS, DAEMONS, SERVICES, Bus, Stage, both, compared, read, records, size, standing,
+    ACTORS,
+    DAEMONS,
+    SERVICES,
+    Bus,
+    Stage,
+    both,
+    compared,
+    read,
+    records,
+    size,
+    standing,
 )  # fmt: skip
 
 HERE = Path("/run/vm/guest")
@@ -106,7 +116,7 @@ def check_replies() -> str:
         for who in (CLIENT, SERVER):
             stage.enter(who)
         stage.send(SERVER, type=2, destination=stage.name(CLIENT), reply_serial=77)
-        stage.send(CLIENT, type=3, destination=stage.name(SERVER), reply_serial=78, error_name="a.B")
+        stage.send(CLIENT, type=3, destination=stage.name(SERVER), error_name="a.B", reply_serial=8)
         for who in (CLIENT, SERVER):
             stage.drain(who)
 
@@ -147,7 +157,7 @@ def check_names() -> str:
 
     _, written = compared(standing(), scenario)
     assert [line.split('"')[1] for line in written if "dbus_bind" in line] == ["ALLOWED", "DENIED"]
-    for part in ('name="org.jitney.Vm.Absent"', 'mask="bind"', "pid=vm-client", 'label="vm-client"'):
+    for part in ('name="org.jitney.Vm.Absent"', 'mask="bind"', 'pid=vm-client label="vm-client"'):
         assert part in written[-1], (part, written)
     return "\n".join(written)
 
@@ -264,8 +274,9 @@ def check_reload() -> str:
             stage.enter(who)
         assert stage.call(CLIENT, SERVER, "Ask") == [SERVED]
         before = stage.pid
-        os.kill(before, {"dbus-daemon": signal.SIGHUP, "jitney-daemon": signal.SIGUSR2}[stage.bus.name])
-        if stage.bus.name == "jitney-daemon":
+        upgrades = stage.bus.name == "jitney-daemon"
+        os.kill(before, signal.SIGUSR2 if upgrades else signal.SIGHUP)
+        if upgrades:
             until(lambda: pid_of(stage) != before, "the upgrade", 120)
         stage.pid = pid_of(stage)
         assert stage.call(CLIENT, SERVER, "Ask") == [SERVED]
@@ -322,7 +333,7 @@ def check_profiles_that_change() -> str:
             load(HERE / "profiles")
 
     try:
-            _, written = compared(standing(), scenario)
+        _, written = compared(standing(), scenario)
     finally:
         load(HERE / "profiles")
     assert verdicts(written, "Forbidden") == ["DENIED"] * 2, written
@@ -374,7 +385,7 @@ def check_bus_under_a_profile() -> str:
 
 
 def check_our_profile() -> str:
-    """Under the profile that jitney brings a bus does its work, and the kernel has no complaints."""
+    """Under the profile that jitney brings a bus works, and the kernel has no complaints."""
     (file,) = Path("/opt/jitney/lib").glob("python3*/site-packages/jitney/compat/data/apparmor/*")
     load(file)
     start = size()

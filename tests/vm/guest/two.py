@@ -1,4 +1,4 @@
-"""dbus-daemon and jitney side by side on one kernel: the same clients, the same words, the same end.
+"""dbus-daemon and jitney side by side on one kernel: the same clients, the same words.
 
 Buses of their own, beside the machine's: `Bus` is one, `Actors` are processes under profiles that
 have connections to both. What they were told and what the audit log has is made comparable: names,
