@@ -2,11 +2,11 @@
 
     python tests/vm/image.py [--wheel FILE] [DEST]
 
-DEST (default: build/vm) gets root.img, vmlinuz and initrd.img, and keeps what the next run need
-not do again: downloaded packages, and the file system's tree. It needs root (packages are unpacked
-and configured in a chroot, in a mount namespace of its own), debootstrap, mkfs.ext4 and a Debian
-mirror: the one that apt has. The wheel is the one that `make` built, for the Python that Debian
-has; what jitney needs beside is fetched by pip.
+DEST (default: build/vm) gets root.img, vmlinuz and initrd.img, another kernel for AppArmor beside
+(`newer`), and keeps what the next run need not do again: downloaded packages, and the file system's
+tree. It needs root (packages are unpacked and configured in a chroot, in a mount namespace of its
+own), debootstrap, mkfs.ext4 and a Debian mirror: the one that apt has. The wheel is the one that
+`make` built, for the Python that Debian has; what jitney needs beside is fetched by pip.
 
 Invariant: nothing is mounted outside of that namespace, no loop device is used, and nothing is
 written outside of DEST.
