@@ -42,6 +42,10 @@ def check_kernel() -> str:
     with open(f"{FEATURES}/dbus/mask", encoding="ascii") as file:
         assert file.read().split() == ["acquire", "send", "receive"]
     load(HERE / "profiles")
+    # Later rounds look at what this boot has brought up.
+    state = run("systemctl", "is-system-running", "--wait", status=None)
+    failed = run("systemctl", "list-units", "--failed", "--plain", "--no-legend")
+    assert state == "running", failed
     return f"{os.uname().release}, {run(PARSER, '--version').splitlines()[0]}"
 
 
