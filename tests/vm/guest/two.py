@@ -17,6 +17,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -70,12 +71,18 @@ class Bus:
             )
 
     def began(self) -> bool:
-        """Whether it runs, as soon as that can be told."""
-        until(self._decided, f"{self.name} to begin")
+        """Whether it serves, as soon as that can be told."""
+        until(lambda: self.process.poll() is not None or self._answers(), f"{self.name} to begin")
         return self.process.poll() is None
 
-    def _decided(self) -> bool:
-        return os.path.exists(self.socket) or self.process.poll() is not None
+    def _answers(self) -> bool:
+        # A socket is there before the bus has decided to begin.
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as link:
+            link.settimeout(5)
+            link.connect(self.socket)
+            link.sendall(b"\0AUTH\r\n")
+            return link.recv(64) != b""
+        return False
 
     def said(self) -> str:
         with open(self.log, encoding="utf-8") as log:
