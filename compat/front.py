@@ -254,7 +254,12 @@ class Front:
         requested: bool,
     ) -> str:
         """dbus-daemon's sentence about a message that may not pass (conn None: the bus's own)."""
-        sender, who = (conn.label, loginfo(conn)) if conn is not None else ("(unset)", "(bus)")
+        sender, who = "(unset)", "(bus)"
+        if conn is not None and conn.unique_name:
+            sender, who = conn.label, loginfo(conn)
+        elif conn is not None:
+            # Its Hello is refused; printf's word for a name that is not there yet.
+            sender, who = "(null)", "inactive"
         return (
             f'{what}, {matched} matched rules; type="{TYPES.get(msg.type, "unknown")}", '
             f'sender="{sender}" ({who}) '

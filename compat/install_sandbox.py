@@ -73,9 +73,10 @@ ReadWritePaths={paths}
 """
 MODULES = {
     "/etc/selinux/config": "/sys/fs/selinux",
-    "/sys/kernel/security/apparmor/features/dbus": "/sys/kernel/security/apparmor",
+    "/etc/apparmor.d": "/sys/kernel/security/apparmor",
 }
-"""By what a machine is known that has one, and where its files are."""
+"""By what a machine is known that has one, and where its files are. Whether AppArmor mediates D-Bus
+is the kernel's affair, and the next one may where this one does not."""
 
 _NOTE = """\
 # Not sandboxed: {why}."""

@@ -105,6 +105,9 @@ class FakeAppArmor(AppArmorFS):
     def close(self) -> None:
         self.revision = None
 
+    def may_be_asked(self) -> bool:
+        return True
+
     def confinement(self) -> Confinement:
         return Confinement(b"bus", b"enforce")
 

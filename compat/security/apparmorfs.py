@@ -100,6 +100,10 @@ class AppArmorFS:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         return found
 
+    def may_be_asked(self) -> bool:
+        """Whether `query` can come to an answer; a sandbox may have made it read-only."""
+        return os.access(f"{self.place}/.access", os.R_OK | os.W_OK)
+
     def query(self, mask: int, question: bytes) -> Answer:
         """aa_query_label(2): what the profile in the question says to the access in `mask`."""
         return parse_answer(mask, transact(f"{self.place}/.access", question))

@@ -96,6 +96,11 @@ class Mediation:
             ) from error
         kernel.watch()
         self.front.log("info", "AppArmor D-Bus mediation is enabled\n")
+        if not kernel.may_be_asked():
+            self._warn(
+                f"AppArmor mediates D-Bus, and the bus may not write to {kernel.place}/.access: "
+                "whoever is confined is refused"
+            )
         return module
 
     # Whose connections are whose

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
+from pathlib import Path
 
 import mediated
 import pytest
 from mediated import FakeAppArmor, World, call, may_not_own, next_of, owns
 
 from jitney.compat import wire
-from jitney.compat.security.apparmorfs import BIND, EAVESDROP, RECEIVE, SEND, Answer
+from jitney.compat.security.apparmorfs import BIND, EAVESDROP, RECEIVE, SEND, Answer, AppArmorFS
 from jitney.compat.security.audit import USER_AVC
 
 YES, NO, SEEN = Answer(True, False), Answer(False, True), Answer(True, True)
@@ -173,6 +174,15 @@ def test_hello_and_the_bus(world: World, profiles: Profiles, kernel: FakeAppArmo
     )
 
 
+def test_a_refused_hello(world: World, profiles: Profiles) -> None:
+    """Who is not there yet has no name, and dbus-daemon says nothing else of it either."""
+    profiles.say(NO, SEND, b"app", b"Hello")
+    stranger = world.client(hello=False)
+    refused = stranger.reply_to(stranger.driver(b"Hello"))
+    assert refused.error_name == "org.freedesktop.DBus.Error.AccessDenied"
+    assert ' sender="(null)" (inactive) interface="org.freedesktop.DBus" ' in refused.body[0]
+
+
 def test_names(world: World, profiles: Profiles, kernel: FakeAppArmor) -> None:
     profiles.say(NO, BIND, b"app", b"com.example.Not")
     app = world.client()
@@ -313,6 +323,18 @@ def test_a_label_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch, kernel: Fa
                 f"of socket peer: {why}"
             ) in world.lines
         assert world.client().unique_name
+
+
+def test_a_kernel_that_may_not_be_asked(
+    monkeypatch: pytest.MonkeyPatch, kernel: FakeAppArmor, tmp_path: Path
+) -> None:
+    """A sandbox of before the kernel mediated has its files read-only: the log says so."""
+    assert not AppArmorFS(str(tmp_path)).may_be_asked()
+    (tmp_path / ".access").touch()
+    assert AppArmorFS(str(tmp_path)).may_be_asked()
+    monkeypatch.setattr(kernel, "may_be_asked", lambda: False)
+    with mediated.world(monkeypatch, b"unconfined", apparmor=kernel) as world:
+        assert any("whoever is confined is refused" in line for line in world.lines)
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,10 @@ def test_what_a_security_module_needs(machine: Path) -> None:
     assert values(text, "AmbientCapabilities") == ["CAP_AUDIT_WRITE"]
     assert values(text, "RestrictAddressFamilies") == ["AF_UNIX", "AF_NETLINK"]
     assert values(text, "ReadWritePaths") == ["-/sys/fs/selinux"]
+    # Whatever this kernel does: a later one may have the bus ask.
+    (machine / "etc/apparmor.d").mkdir()
+    text = unit(machine)
+    assert values(text, "ReadWritePaths") == ["-/sys/fs/selinux -/sys/kernel/security/apparmor"]
 
 
 def test_not_where_the_bus_starts_services(machine: Path) -> None:

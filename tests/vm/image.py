@@ -2,11 +2,11 @@
 
     python tests/vm/image.py [--wheel FILE] [DEST]
 
-DEST (default: build/vm) gets root.img, vmlinuz and initrd.img, and keeps what the next run need
-not do again: downloaded packages, and the file system's tree. It needs root (packages are unpacked
-and configured in a chroot, in a mount namespace of its own), debootstrap, mkfs.ext4 and a Debian
-mirror: the one that apt has. The wheel is the one that `make` built, for the Python that Debian
-has; what jitney needs beside is fetched by pip.
+DEST (default: build/vm) gets root.img, vmlinuz and initrd.img, another kernel for AppArmor beside
+(`newer`), and keeps what the next run need not do again: downloaded packages, and the file system's
+tree. It needs root (packages are unpacked and configured in a chroot, in a mount namespace of its
+own), debootstrap, mkfs.ext4 and a Debian mirror: the one that apt has. The wheel is the one that
+`make` built, for the Python that Debian has; what jitney needs beside is fetched by pip.
 
 Invariant: nothing is mounted outside of that namespace, no loop device is used, and nothing is
 written outside of DEST.
@@ -22,6 +22,9 @@ import subprocess
 import sys
 import uuid
 from pathlib import Path
+
+import newer
+from chroot import inside, run
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -68,6 +71,9 @@ def main() -> None:
     configure(tree)
     install_jitney(tree, wheel, dest / "wheels")
     mediate(tree, dest)
+    without = newer.add(tree, dest, mirror())
+    if without:
+        print(f"image.py: no boot with AppArmor's mediation: {without}", flush=True)
     finish(tree, dest)
     print(f"JITNEY_VM_IMAGE={dest}")
 
@@ -92,28 +98,6 @@ def mirror() -> str:
         if made_by == "Packages" and release == RELEASE:
             return site
     sys.exit(f"image.py: apt has no source for {RELEASE}")
-
-
-def run(*words: str | Path) -> None:
-    """Runs a command, with what it says in the log alone unless it fails."""
-    done = subprocess.run(
-        words, check=False, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
-    if done.returncode:
-        sys.exit(f"{done.stdout[-4000:]}\nimage.py: failed: {' '.join(map(str, words))}")
-
-
-def inside(tree: Path, *words: str) -> None:
-    """Runs a command in the tree, which has a /proc meanwhile."""
-    mount = 'mount -t proc proc "$1/proc" && exec chroot "$@"'
-    clean = ["env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8"]
-    clean += ["DEBIAN_FRONTEND=noninteractive", *proxies()]
-    run("unshare", "--mount", *clean, "sh", "-c", mount, "sh", str(tree), *words)
-
-
-def proxies() -> list[str]:
-    return [f"{name}={value}" for name, value in os.environ.items() if name.endswith("_proxy")]
 
 
 def debian(dest: Path) -> Path:

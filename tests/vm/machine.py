@@ -41,8 +41,8 @@ Plan = tuple[tuple[str, str], ...]
 """Rounds: what each is called, and the module of checks."""
 
 
-def missing() -> str:
-    """Why nothing can be booted here; empty if it can."""
+def missing(kernel: str = "vmlinuz") -> str:
+    """Why nothing can be booted here, or not that kernel; empty if it can."""
     if shutil.which(QEMU) is None:
         return f"{QEMU} is not installed (Debian: qemu-system-x86)"
     image = os.environ.get("JITNEY_VM_IMAGE")
@@ -50,6 +50,8 @@ def missing() -> str:
         return "JITNEY_VM_IMAGE is not set: `make vm` makes a machine and boots it"
     if not (Path(image) / "root.img").exists():
         return f"no machine in {image}: make vm-image"
+    if not (Path(image) / kernel).exists():
+        return f"no {kernel} in {image}: make vm-image says why"
     return ""
 
 
@@ -84,27 +86,27 @@ def checks(plan: Plan) -> list[tuple[str, str]]:
     ]
 
 
-def cases(boots: Mapping[str, tuple[Plan, str]]) -> list[Any]:
+def cases(boots: Mapping[str, tuple[Any, ...]]) -> list[Any]:
     """Parameters of a test: each boot's checks, with their rounds."""
     return [
         pytest.param(name, title, check, id=f"{name}-{title}-{check}")
-        for name, (plan, _) in boots.items()
+        for name, (plan, *_) in boots.items()
         for title, check in checks(plan)
     ]
 
 
 @functools.cache
-def boot(plan: Plan, words: str) -> Outcome:
+def boot(plan: Plan, words: str, kernel: str = "vmlinuz") -> Outcome:
     """Boots the machine with these words for the kernel; the same boot serves whoever asks."""
     image = Path(os.environ["JITNEY_VM_IMAGE"])
     folder = Path(tempfile.mkdtemp(prefix="jitney-vm-"))
     try:
         pack(folder / "checks.tar", plan)
-        return watched(command(image, folder, words), folder)
+        return watched(command(image, folder, words, kernel), folder)
     finally:
         keep = os.environ.get("JITNEY_VM_LOGS")
         if keep:
-            name = re.sub(r"\W+", "-", words).strip("-") or "plain"
+            name = re.sub(r"\W+", "-", f"{kernel} {words}").strip("-")
             shutil.copytree(folder, Path(keep) / name, dirs_exist_ok=True)
         shutil.rmtree(folder)
 
@@ -119,12 +121,12 @@ def pack(file: Path, plan: Plan) -> None:
         tar.add(lines, "guest/plan")
 
 
-def command(image: Path, folder: Path, words: str) -> list[str]:
+def command(image: Path, folder: Path, words: str, kernel: str) -> list[str]:
     """How qemu is started: two processors, 2 GB, two disks, three serial lines, no network."""
     options = {
         "accel": ACCEL, "cpu": "max", "smp": "2", "m": "2048", "nic": "none", "display": "none",
-        "vga": "none", "monitor": "none", "kernel": str(image / "vmlinuz"),
-        "initrd": str(image / "initrd.img"),
+        "vga": "none", "monitor": "none", "kernel": str(image / kernel),
+        "initrd": str(image / (kernel.replace("vmlinuz", "initrd") + ".img")),
         "append": f"{KERNEL} {words}",
     }  # fmt: skip
     line = ["nice", "-n", "5", QEMU, "-no-reboot", "-snapshot"]

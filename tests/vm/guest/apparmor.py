@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import os
 
-from helpers import run
+from helpers import BUS, main_pid, run
 from mediation import OWNER, RESERVED, SERVED, SERVER, refused, serving, somebody
+from two import Bus, records
 
 MASK = "/sys/kernel/security/apparmor/features/dbus/mask"
 STRANGER = ("aa-exec", "-p", "vm-stranger", "--")
 DENIED = "An AppArmor policy prevents"
+OWNING = "due to AppArmor policy"
+REQUIRED = "AppArmor mediation required but not present"
 
 
 def mediates() -> bool:
@@ -48,6 +51,28 @@ def check_name() -> str:
     assert somebody((), "own", RESERVED) == OWNER
     found = somebody(STRANGER, "own", RESERVED)
     if mediates():
-        return refused(found, DENIED)
+        return refused(found, OWNING)
     assert found == OWNER, found
     return str(found)
+
+
+def check_records() -> str:
+    """What the two before were refused stands in the kernel's audit log, from this very process."""
+    written = records(main_pid(), 0)
+    for part in (f'mask="send" name="{SERVER}"', f'name="{RESERVED}" mask="bind"'):
+        found = [line for line in written if part in line and 'label="vm-stranger"' in line]
+        assert bool(found) is mediates(), (part, written)
+        assert all(line.startswith('apparmor="DENIED" ') for line in found), found
+    return "\n".join(written)
+
+
+def check_required() -> str:
+    """A bus that is to have it does not begin without."""
+    bus = Bus(BUS, '<apparmor mode="required"/>')
+    if bus.began():
+        bus.end()
+        assert mediates(), bus.said()
+        return "there"
+    assert not mediates(), bus.said()
+    assert REQUIRED in bus.said(), bus.said()
+    return bus.said()
