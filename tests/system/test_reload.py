@@ -17,6 +17,8 @@ import buses
 import pytest
 from rawclient import RawClient, Received
 
+from jitney.compat import wire
+
 DENIED = "org.freedesktop.DBus.Error.AccessDenied"
 LIMIT = "org.freedesktop.DBus.Error.LimitsExceeded"
 
@@ -77,6 +79,10 @@ def forbidden(client: RawClient) -> bool:
         message = client.receive()
         assert message is not None
         if message.member == "Forbidden":
+            # Calls that wait for an answer are limited, and changes may take their time.
+            client.message(
+                wire.RETURN, destination=client.unique_name.encode(), reply_serial=message.serial
+            )
             return False
         if message.error_name == DENIED:
             return True
