@@ -7,6 +7,7 @@ import os
 import select
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -125,14 +126,15 @@ def looking(changes: list[int]) -> LookingWatch:
     return LookingWatch(asyncio.get_running_loop(), lambda: changes.append(1), lambda *_: None)
 
 
-@pytest.mark.parametrize("change", ["new", "written", "gone", "renamed", "folder"])
+@pytest.mark.parametrize("change", ["new", "written", "gone", "renamed", "folder", "another"])
 async def test_changes_are_seen_by_looking(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
     monkeypatch.setattr("jitney.compat.activation.watch.PERIOD", 0.01)
     folder = tmp_path / "watched"
     folder.mkdir()
-    (folder / "old").write_text("a")
+    old = folder / "old.service"
+    old.write_text("a")
     changes: list[int] = []
     watch = looking(changes)
     watch.watch([str(folder), str(tmp_path / "missing")])
@@ -142,15 +144,20 @@ async def test_changes_are_seen_by_looking(
     assert not watch.pending()
     match change:
         case "new":
-            (folder / "new").write_text("")
+            (folder / "new.conf").write_text("")
         case "written":
-            (folder / "old").write_text("another")
+            old.write_text("another")
         case "gone":
-            (folder / "old").unlink()
+            old.unlink()
         case "renamed":
-            (folder / "old").rename(folder / "young")
+            old.rename(folder / "young")
         case "folder":
             folder.rename(tmp_path / "elsewhere")
+        case "another":
+            # As a bus's log, which gets a line for each change that is seen.
+            (folder / "log").write_text("")
+            assert not watch.pending()
+            old.write_text("another")
     assert watch.pending()
     while not changes:
         await asyncio.sleep(0.01)
@@ -158,6 +165,88 @@ async def test_changes_are_seen_by_looking(
     watch.close()
     watch.close()
     assert changes == [1]
+
+
+async def test_a_change_while_all_is_read_again_is_seen(tmp_path: Path) -> None:
+    watch = looking([])
+    watch.watch([str(tmp_path)])
+    (tmp_path / "new.conf").write_text("")
+    watch.watch([str(tmp_path)])
+    assert watch.pending()
+    watch.close()
+
+
+@pytest.fixture(params=["epoll", "poll"])
+def own_set(request: pytest.FixtureRequest) -> Iterator[Any]:
+    made = ways.PollSet() if request.param == "poll" else select.epoll()
+    yield made
+    made.close()
+
+
+async def test_a_loop_watches_what_a_set_has(own_set: Any) -> None:
+    loop = asyncio.get_running_loop()
+    came = asyncio.Event()
+    found: list[tuple[int, int]] = []
+
+    def ready() -> None:
+        found[:] = own_set.poll(0, 256)
+        if found:
+            came.set()
+
+    async def next_one() -> list[tuple[int, int]]:
+        came.clear()
+        await asyncio.wait_for(came.wait(), 10)
+        return found
+
+    one, two = socket.socketpair()
+    three, four = socket.socketpair()
+    with one, two, three, four:
+        own_set.register(one.fileno(), ways.IN)
+        ways.watch(own_set, loop, ready)
+        own_set.register(three.fileno(), ways.IN)
+        two.send(b"x")
+        assert await next_one() == [(one.fileno(), ways.IN)]
+        own_set.modify(one.fileno(), ways.OUT)
+        assert await next_one() == [(one.fileno(), ways.OUT)]
+        # Read from it no more, but for its end.
+        own_set.modify(one.fileno(), 0)
+        four.send(b"x")
+        assert await next_one() == [(three.fileno(), ways.IN)]
+        own_set.unregister(three.fileno())
+        two.close()
+        ((fd, bits),) = await next_one()
+        assert (fd, bits & ways.HANG_UP) == (one.fileno(), ways.HANG_UP)
+        own_set.modify(one.fileno(), ways.IN)
+        ways.unwatch(own_set, loop)
+        came.clear()
+        await asyncio.sleep(0.05)
+        assert not came.is_set()
+        own_set.unregister(one.fileno())
+
+
+def test_all_have_a_turn(own_set: Any) -> None:
+    pairs = [socket.socketpair() for _ in range(7)]
+    for one, two in pairs:
+        own_set.register(one.fileno(), ways.IN)
+        two.send(b"x")
+    turns = [fd for _ in range(7) for fd, _ in own_set.poll(0, 2)]
+    # Nobody reads: all are ready all the time.
+    assert {turns.count(one.fileno()) for one, _ in pairs} == {2}
+    for one, two in pairs:
+        one.close()
+        two.close()
+
+
+def sleeps(pid: int) -> bool:
+    """Whether it has nothing to do for a moment, within ten seconds: who is busy waits for the
+    processor, and never for anything else."""
+    deadline = time.monotonic() + 10
+    asleep = 0
+    while asleep < 10 and time.monotonic() < deadline:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        asleep = asleep + 1 if state == "S" else 0
+        time.sleep(0.01)
+    return asleep == 10
 
 
 @pytest.mark.skipif(mem.COMPILED, reason="what is compiled is Linux's way")
@@ -178,3 +267,7 @@ def test_a_bus_without_linux_ways(monkeypatch: pytest.MonkeyPatch) -> None:
         kinds = {os.readlink(f"{folder}/{fd}") for fd in os.listdir(folder)}
         assert not {"anon_inode:[eventpoll]", "anon_inode:inotify"} & kinds
         assert "ProcessID" not in known
+        # To poll() a closed descriptor is ready all the time.
+        two.close()
+        one.reply_to(one.driver(b"GetId"))
+        assert sleeps(bus.pid)
