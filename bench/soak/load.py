@@ -350,10 +350,15 @@ class Soak:
         client = Patient(world.path)
         status = _status(client)
         client.close()
-        time.sleep(0.2)
         # After an upgrade the bus is another process than the one that was started.
         pid = status["pid"]
-        return State({key: status[key] for key in RESTING}, _fds(pid), proc.memory_kb([pid], "Rss"))
+        # A configuration may be read just now; what is held for good is there at each look.
+        looks = []
+        for _ in range(10):
+            time.sleep(0.15)
+            looks.append(_fds(pid))
+        fds = min(looks, key=len)
+        return State({key: status[key] for key in RESTING}, fds, proc.memory_kb([pid], "Rss"))
 
 
 def _driver(
