@@ -259,7 +259,24 @@ def _peer_pid(fd: int) -> int:
     return 0 if failed else pid.value
 
 
-# What this process has open
+# What this process is
+
+
+def is_setuid() -> bool:
+    """Whether it could be somebody else, as macOS tells it: without the saved ids."""
+    uids = os.getresuid() if hasattr(os, "getresuid") else (os.getuid(), os.geteuid())
+    gids = os.getresgid() if hasattr(os, "getresgid") else (os.getgid(), os.getegid())
+    return len({*uids}) > 1 or len({*gids}) > 1
+
+
+def processors() -> int:
+    """How many it may run on; elsewhere how many there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+# What it has open
 
 
 def open_fds() -> list[int] | None:

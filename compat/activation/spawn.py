@@ -99,7 +99,9 @@ class Spawner:
         systemd journal if there is one. Raises DBusError if no process can be made.
         """
         try:
-            report, report_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+            report, report_end = os.pipe()
+            os.set_blocking(report, False)
+            os.set_blocking(report_end, False)
         except OSError as error:
             raise DBusError(
                 errors.SPAWN_FAILED,

@@ -46,7 +46,7 @@ ACCEPT_REST = 0.1
 USER_SOCKETS_MAX = 4096
 OUT = 128
 
-_READ = select.EPOLLIN
+_READ = ways.IN
 
 
 class Front(Server, Reading, FrontSlots):
@@ -276,7 +276,7 @@ class Front(Server, Reading, FrontSlots):
     def rearm(self, peer: Peer) -> None:
         """It reads while it owes nothing."""
         if not peer.dead:
-            events = select.EPOLLOUT if peer.owed else 0 if peer.paused is not None else _READ
+            events = ways.OUT if peer.owed else 0 if peer.paused is not None else _READ
             self.poll.modify(peer.fd, events)
 
     def doom(self, peer: Peer) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import select
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from typing import Any
 import buses
 import pytest
 from rawclient import RawClient
+from upgrading import upgrade
 
 from jitney.broker import mem
 from jitney.compat import ways
@@ -247,6 +249,55 @@ def sleeps(pid: int) -> bool:
         asleep = asleep + 1 if state == "S" else 0
         time.sleep(0.01)
     return asleep == 10
+
+
+BARE = """
+import importlib
+# In this order: later ones look at those before.
+for module, gone in {
+    "os": ("eventfd", "getrandom", "getres", "memfd_create", "pidfd_open", "pipe2", "posix_fadvise",
+           "sched_", "setres", "splice", "EFD_", "MFD_", "O_PATH", "O_TMPFILE", "P_PIDFD"),
+    "select": ("epoll", "EPOLL"),
+    "fcntl": ("F_ADD_SEALS", "F_GET_SEALS", "F_SEAL_"),
+    "signal": ("pidfd_",),
+    "socket": ("MSG_CMSG_CLOEXEC", "SCM_CREDENTIALS", "SO_DOMAIN", "SO_PASS", "SO_PEER",
+               "SO_PROTOCOL", "SOCK_CLOEXEC", "SOCK_NONBLOCK"),
+}.items():
+    module = importlib.import_module(module)
+    for name in list(vars(module)):
+        if name.startswith(gone):
+            delattr(module, name)
+"""
+"""What Python has on Linux and not everywhere."""
+
+
+@pytest.mark.skipif(mem.COMPILED, reason="what is compiled is Linux's way")
+@pytest.mark.parametrize("loop", ["own", "asyncio"])
+def test_a_bus_on_a_python_that_has_no_more(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, loop: str
+) -> None:
+    """Services, reloads, upgrades, kdbus's clients: none of it needs what is not there."""
+    (tmp_path / "sitecustomize.py").write_text(BARE)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.setenv("JITNEY_WAYS", "posix")
+    monkeypatch.setenv("JITNEY_LOOP", "" if loop == "own" else loop)
+    probe = "import os, select; print(hasattr(os, 'pipe2'), hasattr(select, 'epoll'))"
+    said = subprocess.check_output([sys.executable, "-c", probe], text=True)
+    if said != "False False\n":
+        pytest.skip("this Python has a sitecustomize of its own")
+    with buses.running(buses.jitney_command()) as bus, RawClient(bus.address) as client:
+        client.hello()
+        file = bus.directory / "services" / "a.service"
+        file.write_text("[D-BUS Service]\nName=a.b\nExec=/bin/false\n")
+        assert client.reply_to(client.driver(b"ReloadConfig")).error_name is None
+        started = client.reply_to(client.driver(b"StartServiceByName", "su", "a.b", 0))
+        assert str(started.error_name).endswith(".Spawn.ChildExited")
+        assert upgrade(client)["upgrades"] == 1
+        assert client.reply_to(client.driver(b"ListQueuedOwners", "s", "a.c")).error_name
+    sockets = f"--kdbus-sockets={tmp_path}/kdbus"
+    with buses.running([*buses.jitney_command(), sockets]) as bus, RawClient(bus.address) as client:
+        assert client.hello()
+        assert "control" in os.listdir(tmp_path / "kdbus")
 
 
 @pytest.mark.skipif(mem.COMPILED, reason="what is compiled is Linux's way")
