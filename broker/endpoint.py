@@ -268,7 +268,7 @@ class Endpoint:
         if peer is None:
             return 0
         if peer is conn:
-            return _TALK
+            return max(_TALK, self.of_peer(peer).level)
         level = self.of_peer(peer).level
         if level == 0 and conn.seen is not None and peer in conn.seen:
             return _SEE

@@ -16,7 +16,7 @@ from jitney.broker.bus import Bus
 from jitney.broker.errors import ACCESS_DENIED as NOT_ALLOWED
 from jitney.broker.policy import PolicySet
 
-from . import wire
+from . import ways, wire
 from .activation import Activator, Settings, directory_watch
 from .driver import INTERFACES, Driver
 from .errors import ACCESS_DENIED, FAILED, DBusError
@@ -209,7 +209,7 @@ class BusService:
         )
         self.front.mediation = mediate(self.bus, self.front, config, loop, daemon.reload_soon)
         self.hub = hub(self.bus, self.front)
-        if len(os.sched_getaffinity(0)) > 1:
+        if ways.processors() > 1:
             # With a single CPU, whom we wait for could not run while we look.
             self.hub.busy_poll = daemon.options.busy_poll
         self.front.hub = self.hub

@@ -179,7 +179,7 @@ def _socket(entry: Address, timeout: float) -> socket.socket:
         raise OSError(f"{entry.method} shows nobody's user: not supported here")
     if entry.method != "unix" or (path is None and abstract is None):
         raise OSError(f'"{entry.method}" with these parameters is not supported here')
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.settimeout(timeout)
         sock.connect(path if path is not None else f"\0{abstract}")

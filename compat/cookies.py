@@ -18,6 +18,7 @@ import pwd
 import stat
 import time
 
+from . import ways
 from .auth import COOKIE_CONTEXT, KeyringError
 
 NEW_KEY_SECONDS = 5 * 60
@@ -46,7 +47,7 @@ class Keyring:
     """
 
     def __init__(self, home: str | None = None, context: str = COOKIE_CONTEXT.decode()) -> None:
-        if os.getresuid() != (os.geteuid(),) * 3 or os.getresgid() != (os.getegid(),) * 3:
+        if ways.is_setuid():
             raise KeyringError("Unable to create DBus keyring when setuid")
         if home is None:
             try:

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from . import capabilities, process, ways, without_ssl
+from . import capabilities, process, without_ssl
 from .auth import Keyring, Offer, check_mechanisms
 from .cli import Options
 from .config import ConfigError, Plain, Reading
@@ -493,8 +493,7 @@ def _new_loop() -> AbstractEventLoop:
     import asyncio
 
     loop: AbstractEventLoop
-    # The others wait for a set of ours within theirs, which only epoll can be.
-    wanted = os.environ.get("JITNEY_LOOP", "") if ways.LINUX else ""
+    wanted = os.environ.get("JITNEY_LOOP", "")
     if wanted == "uvloop":
         import uvloop
 

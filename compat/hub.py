@@ -7,7 +7,7 @@ receiver waits for another: what a full socket does not take stays in its queue 
 socket is writable. No failure of a peer or of the kernel leaves this file as an exception;
 it costs that peer its connection, or a pause, and nothing else.
 
-The event loop watches a single descriptor, the poller's. Small messages are parsed in the one
+The event loop watches the poller, and nothing else of ours. Small messages are parsed in the one
 receive buffer; a message that does not fit gets a buffer of its announced size of its own.
 """
 
@@ -106,7 +106,7 @@ class Hub:
         if isinstance(loop, BusLoop):
             self.poller = Poller(loop.adopt(self))
         else:
-            loop.add_reader(self.poller.fileno(), self.turn)
+            self.poller.watch(loop, self.turn)
         self.acceptor.start(loop, listeners)
 
     def stop(self) -> None:
@@ -121,7 +121,7 @@ class Hub:
         if isinstance(self.loop, BusLoop):
             self.loop.release()
         else:
-            self.loop.remove_reader(self.poller.fileno())
+            self.poller.unwatch(self.loop)
         self.poller.close()
 
     def listen(self, fd: int, yes: bool) -> bool:
@@ -591,8 +591,7 @@ class Hub:
             except Exception:
                 self.front.log("warning", "Closing a connection: " + traceback.format_exc())
         self.completed(peer)
-        self.poller.remove(fd)  # closing it would not, while a child of ours has it as well
-        close_socket(fd)
+        self.poller.shut(fd)
         peer.creds.close()
         if conn is not None:
             conn.transport = None

@@ -32,10 +32,10 @@ cdef class Poller:
     cdef bint shared
     cdef public object lock
     cpdef void close(self) noexcept
-    cpdef int fileno(self)
     cdef int add(self, int fd) except -2
     cdef int modify(self, int fd, bint readable, bint writable) except -2
     cdef int remove(self, int fd) except -2
+    cdef void shut(self, int fd) noexcept
     cdef int wait(self, int timeout) except -2
     cdef int spin(self, int microseconds) except -2
     cdef int wait_without(self, int timeout) except -2

@@ -196,8 +196,12 @@ class Poller:
     def close(self) -> None:
         self.epoll.close()
 
-    def fileno(self) -> int:
-        return int(self.epoll.fileno())
+    def watch(self, loop: Any, ready: Any) -> None:
+        """The loop calls `ready()` when something in our own set is."""
+        ways.watch(self.epoll, loop, ready)
+
+    def unwatch(self, loop: Any) -> None:
+        ways.unwatch(self.epoll, loop)
 
     def add(self, fd: int) -> int:
         """0, or -1 if the kernel has no room for it (ENOMEM, ENOSPC)."""
@@ -220,6 +224,12 @@ class Poller:
         except OSError:
             return -1
         return 0
+
+    def shut(self, fd: int) -> None:
+        """Closes a socket that is in the set. To close it alone would leave it there while a child
+        of ours has it as well."""
+        self.remove(fd)
+        close_socket(fd)
 
     def wait(self, timeout: int) -> int:
         """How many descriptors are ready within `timeout` milliseconds (-1: however long it takes);

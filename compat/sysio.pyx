@@ -200,8 +200,12 @@ cdef class Poller:
             c_close(self.epfd)
         self.epfd = -1
 
-    cpdef int fileno(self):
-        return self.epfd
+    def watch(self, loop, ready):
+        """The loop calls `ready()` when something in our own set is."""
+        loop.add_reader(self.epfd, ready)
+
+    def unwatch(self, loop):
+        loop.remove_reader(self.epfd)
 
     cdef int add(self, int fd) except -2:
         """0, or -1 if the kernel has no room for it (ENOMEM, ENOSPC)."""
@@ -219,6 +223,12 @@ cdef class Poller:
     cdef int remove(self, int fd) except -2:
         cdef epoll_event ev
         return epoll_ctl(self.epfd, EPOLL_CTL_DEL, fd, &ev)
+
+    cdef void shut(self, int fd) noexcept:
+        """Closes a socket that is in the set. To close it alone would leave it there while a child
+        of ours has it as well."""
+        self.remove(fd)
+        close_socket(fd)
 
     cdef int wait(self, int timeout) except -2:
         """How many descriptors are ready within `timeout` milliseconds (-1: however long it takes);

@@ -15,12 +15,15 @@ import os
 import select
 import selectors
 import sys
+from collections.abc import Callable
 from importlib.machinery import EXTENSION_SUFFIXES
 from importlib.util import find_spec
 from typing import Any
 
 IN, OUT, ERROR, HANG_UP = 1, 4, 8, 16
 """poll()'s bits, which are epoll's as well, on all systems known."""
+LOOK = 0.2
+"""Seconds between looks at those of whom only the end is of interest, on another's loop."""
 
 
 def _is_linux() -> bool:
@@ -44,30 +47,86 @@ KQUEUE = not LINUX and hasattr(select, "kqueue")
 
 
 class PollSet:
-    """poll(), in the form of `select.epoll`."""
+    """poll(), in the form of `select.epoll`.
+
+    A descriptor is to be unregistered before it is closed; poll() does not see it go."""
 
     def __init__(self, poll: Any = None) -> None:
         self._poll = poll if poll is not None else select.poll()
+        self._have: dict[int, int] = {}
+        self._first = 0
+        self._loop: Any = None
+        self._ready: Any = None
+        self._look: Any = None
 
     def register(self, fd: int, events: int) -> None:
         self._poll.register(fd, events)
+        self._has(fd, events)
 
     def modify(self, fd: int, events: int) -> None:
         self._poll.modify(fd, events)
+        self._has(fd, events)
 
     def unregister(self, fd: int) -> None:
         try:
             self._poll.unregister(fd)
         except KeyError as error:
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT)) from error
+        self._have.pop(fd, None)
+        if self._loop is not None:
+            self._watch(fd, 0)
 
     def poll(self, timeout: float, most: int) -> list[tuple[int, int]]:
         """(descriptor, bits) of at most `most` ready within `timeout` seconds (-1: for ever)."""
         found: list[tuple[int, int]] = self._poll.poll(-1 if timeout < 0 else timeout * 1000)
+        if len(found) > most:
+            # The next time it is the turn of others.
+            self._first = (self._first + most) % len(found)
+            found = found[self._first :] + found[: self._first]
         return found[:most]
 
     def close(self) -> None:
         """Nothing of the kernel's was held."""
+
+    def watch(self, loop: Any, ready: Callable[[], object]) -> None:
+        """The loop watches what the set has, each by itself, for the same events."""
+        self._loop, self._ready = loop, ready
+        for fd, events in self._have.items():
+            self._has(fd, events)
+
+    def unwatch(self) -> None:
+        for fd in self._have:
+            self._watch(fd, 0)
+        if self._look is not None:
+            self._look.cancel()
+        self._loop = self._ready = self._look = None
+
+    def _has(self, fd: int, events: int) -> None:
+        self._have[fd] = events
+        if self._loop is not None:
+            self._watch(fd, events)
+            if not events and self._look is None:
+                self._look_later()
+
+    def _watch(self, fd: int, events: int) -> None:
+        if events & IN:
+            self._loop.add_reader(fd, self._ready)
+        else:
+            self._loop.remove_reader(fd)
+        if events & OUT:
+            self._loop.add_writer(fd, self._ready)
+        else:
+            self._loop.remove_writer(fd)
+
+    def _look_later(self) -> None:
+        # No loop can watch for the end alone.
+        self._look = self._loop.call_later(LOOK, self._look_now)
+
+    def _look_now(self) -> None:
+        self._look = None
+        if 0 in self._have.values():
+            self._look_later()
+            self._ready()
 
 
 class KqueueSet:
@@ -140,6 +199,23 @@ def poll_set(shared: Any = None) -> Any:
     return KqueueSet(shared) if KQUEUE else PollSet(shared)
 
 
+def watch(held: Any, loop: Any, ready: Callable[[], object]) -> None:
+    """Has a loop of any kind call `ready()` when something in a set of one's own is. A set of the
+    kernel's is one descriptor to a loop; poll() is none."""
+    if isinstance(held, PollSet):
+        held.watch(loop, ready)
+    else:
+        loop.add_reader(held.fileno(), ready)
+
+
+def unwatch(held: Any, loop: Any) -> None:
+    """The loop has nothing to do with the set any more."""
+    if isinstance(held, PollSet):
+        held.unwatch()
+    else:
+        loop.remove_reader(held.fileno())
+
+
 def share(selector: Any) -> Any:
     """What others need to put descriptors of theirs into a selector's set."""
     return selector.fileno() if LINUX else selector._selector
@@ -183,7 +259,24 @@ def _peer_pid(fd: int) -> int:
     return 0 if failed else pid.value
 
 
-# What this process has open
+# What this process is
+
+
+def is_setuid() -> bool:
+    """Whether it could be somebody else, as macOS tells it: without the saved ids."""
+    uids = os.getresuid() if hasattr(os, "getresuid") else (os.getuid(), os.geteuid())
+    gids = os.getresgid() if hasattr(os, "getresgid") else (os.getgid(), os.getegid())
+    return len({*uids}) > 1 or len({*gids}) > 1
+
+
+def processors() -> int:
+    """How many it may run on; elsewhere how many there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+# What it has open
 
 
 def open_fds() -> list[int] | None:

@@ -15,6 +15,7 @@ import shutil
 import struct
 import subprocess
 import tempfile
+import zlib
 from collections.abc import Iterator, Sequence
 from errno import (
     EACCES,
@@ -71,6 +72,7 @@ CALLS: dict[str, tuple[int, ...]] = {
     "epoll_create1": COUNTED,
     "epoll_ctl": (ENOMEM, ENOSPC),  # additions only
     "epoll_wait": (EINTR,),
+    "poll": (EINTR, ENOMEM),
     "open": (EINTR, EACCES, ENOENT, EIO, *COUNTED),
     "fstat": (EIO, ENOMEM),
     "stat": (EACCES, ENOENT, EIO, ENOMEM),
@@ -116,8 +118,9 @@ def _build() -> Path | str:
     about = folder.stat()
     assert about.st_uid == os.getuid()
     assert not about.st_mode & 0o022
-    made = folder / "inject.so"
-    if not made.exists() or made.stat().st_mtime < SOURCE.stat().st_mtime:
+    # Another tree's layer may be there as well, with other calls.
+    made = folder / f"inject-{zlib.crc32(SOURCE.read_bytes()):08x}.so"
+    if not made.exists():
         new = folder / f"inject.{os.getpid()}"
         flags = ["-shared", "-fPIC", "-O1", "-Wall", "-o", str(new), str(SOURCE), "-ldl"]
         done = subprocess.run([*compiler, *flags], capture_output=True, text=True, check=False)

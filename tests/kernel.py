@@ -56,6 +56,8 @@ def _memfd() -> bool:
     return True
 
 
+MY_PID = ("u", os.getpid()) if ways.PEER_PIDS else None
+"""What a bus may tell of a client in this process as its ProcessID."""
 MEMFD = _memfd()
 PEER_GROUPS = _peer_groups()
 AMBIENT = _ambient()

@@ -1,7 +1,7 @@
 """What cannot be shown where something of Linux is missing, and why not.
 
 Invariant: each entry is the beginning of a test's id with its reason; it is asked of this very
-process (`kernel`, `ways`) whether it applies. A test that needs one thing alone has a mark of
+process (`kernel`) whether it applies. A test that needs one thing alone has a mark of
 `kernel` instead.
 """
 
@@ -15,37 +15,11 @@ from typing import Any
 import kernel
 import pytest
 
-from jitney.compat import ways
-
 TESTS = Path(__file__).resolve().parent
 
-PIDS = "it asks for pids, which only Linux and macOS tell"
-ORDER = "its record holds pids, and takes who sends first to be routed first, as epoll does"
-LOOPS = "another event loop watches the bus as one descriptor, which poll() is not"
-EPOLL = "it has calls of epoll fail, and there are none"
 MEMFDS = "a client sends what is large in memfds (Linux 3.17)"
 GROUPS = "the kernel does not tell groups"
-SLOW_LOOK = "changes of directories are found every two seconds only"
 
-WITHOUT_LINUX_WAYS = {
-    "tests/anywhere/test_linux310.py::test_a_bus_on_linux_3_10": PIDS,
-    "tests/differential/test_differential.py": ORDER,
-    "tests/differential/test_real_daemons.py": ORDER,
-    "tests/endpoints/test_against_proxy.py": ORDER,
-    "tests/endpoints/test_containers.py::test_says_of_a_connection_what_its_launcher_said": PIDS,
-    "tests/endpoints/test_daemon.py::test_credentials": PIDS,
-    "tests/faults/test_each_call.py::test_traffic[epoll": EPOLL,
-    "tests/faults/test_start_up.py::test_start_up[epoll": EPOLL,
-    "tests/faults/test_start_up.py::test_start_up[inotify": "it has calls of inotify fail",
-    "tests/kdbus/worlds/test_one_daemon.py::test_credentials_either_way": PIDS,
-    "tests/kdbus/worlds/test_one_daemon.py::test_other_loops_are_refused": LOOPS,
-    "tests/system/test_reload.py::test_included_directory": SLOW_LOOK,
-    "tests/test_inspect.py::test_a_peer_and_its_calls": PIDS,
-    "tests/test_inspect.py::test_commands": PIDS,
-    "tests/test_top.py::test_the_screen": PIDS,
-    "tests/testing/": LOOPS,
-    "tests/upgrade/test_live_upgrade.py::test_policies_of_groups_and_of_users": PIDS,
-}
 WITHOUT_MEMFDS = {
     **{
         f"tests/client/test_client.py::test_{name}": MEMFDS
@@ -66,15 +40,13 @@ WITHOUT_GROUPS = {
 def leave_out(items: list[pytest.Item]) -> None:
     """Marks what cannot be shown here as skipped."""
     reasons = {
-        **({} if ways.LINUX else WITHOUT_LINUX_WAYS),
         **({} if kernel.MEMFD else WITHOUT_MEMFDS),
         **({} if kernel.PEER_GROUPS else WITHOUT_GROUPS),
     }
     for item in items if reasons else ():
         for start, reason in reasons.items():
             if item.nodeid.startswith(start):
-                known = "" if ways.LINUX else " (JITNEY_WAYS)"
-                item.add_marker(pytest.mark.skip(reason=reason + known))
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 def ask_for_memfds() -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from rawclient import RawClient, Received
 
+from jitney.compat import ways
 from jitney.compat.loop import BusLoop
 from jitney.compat.security import apparmorfs, mediation, selinuxfs
 from jitney.compat.security.apparmorfs import Answer, AppArmorFS, Confinement
@@ -155,6 +156,12 @@ class World:
     @property
     def lines(self) -> list[str]:
         return [text for _, text in self.host.log.lines]
+
+    def pid(self, client: RawClient, key: str = "pid") -> str:
+        """How a record tells a client's pid; nothing where the system does not tell it to us."""
+        pid = self.host.bus.known(client.unique_name).creds.pid
+        assert pid == (os.getpid() if ways.PEER_PIDS else None)
+        return f" {key}={pid}" if ways.PEER_PIDS else ""
 
     def denied(self) -> list[str]:
         """The texts of the records so far, which are forgotten."""

@@ -16,7 +16,7 @@ WARNING, INFO = 4, 6
 def stream(identifier: str, level: int, path: str = SOCKET) -> socket.socket | None:
     """A connected stream whose lines are logged under `identifier`, or None without a journal."""
     try:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     except OSError:
         return None
     try:

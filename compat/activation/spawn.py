@@ -99,7 +99,7 @@ class Spawner:
         systemd journal if there is one. Raises DBusError if no process can be made.
         """
         try:
-            report, report_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+            report, report_end = _pipe()
         except OSError as error:
             raise DBusError(
                 errors.SPAWN_FAILED,
@@ -199,6 +199,19 @@ def _wait(loop: asyncio.AbstractEventLoop, child: Child, ended: Callable[[Child]
         loop.call_soon_threadsafe(ended, child)
     except RuntimeError:
         pass  # the loop is closed, the bus about to end
+
+
+def _pipe() -> tuple[int, int]:
+    """One that never blocks; not every system makes it in one call."""
+    ends = os.pipe()
+    try:
+        for end in ends:
+            os.set_blocking(end, False)
+    except OSError:
+        for end in ends:
+            os.close(end)
+        raise
+    return ends
 
 
 def _fork(

@@ -33,6 +33,9 @@ QUIET = 0.1
 PERIOD = 2.0
 """Seconds between two looks where nobody tells us."""
 
+LOOKED_AT = (".service", ".conf")
+"""What directories are read for. Another file, a log of ours perhaps, may change all the time."""
+
 _Look = frozenset[tuple[str, int, int, int]] | None
 
 
@@ -170,7 +173,11 @@ class LookingWatch:
 
     def watch(self, paths: Iterable[str]) -> None:
         """Watches exactly these directories from now on."""
-        looks = {path: _look(path) for path in paths}
+        looks = {}
+        for path in paths:
+            # As it was seen last: it may have changed while all was read again.
+            look = self.watched.get(path)
+            looks[path] = look if look is not None else _look(path)
         self.watched = {path: look for path, look in looks.items() if look is not None}
         self._wait()
 
@@ -205,6 +212,8 @@ def _look(path: str) -> _Look:
         with os.scandir(path) as entries:
             seen = []
             for entry in entries:
+                if not entry.name.endswith(LOOKED_AT):
+                    continue
                 info = entry.stat()
                 seen.append((entry.name, info.st_ino, info.st_mtime_ns, info.st_size))
     except OSError:

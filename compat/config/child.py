@@ -72,7 +72,7 @@ class Reading:
 
     def _start(self) -> None:
         try:
-            self._pipe, writable = os.pipe2(os.O_CLOEXEC)
+            self._pipe, writable = os.pipe()
         except OSError:
             return
         collecting = gc.isenabled()

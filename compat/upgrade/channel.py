@@ -48,7 +48,7 @@ class Channel:
         self.sock.settimeout(timeout)
         try:
             data, control, flags, _ = self.sock.recvmsg(
-                _LARGEST, socket.CMSG_SPACE(MAX_FDS * 4), socket.MSG_CMSG_CLOEXEC
+                _LARGEST, socket.CMSG_SPACE(MAX_FDS * 4), getattr(socket, "MSG_CMSG_CLOEXEC", 0)
             )
         except TimeoutError:
             raise Broken(f"has said nothing for {timeout:g} seconds") from None

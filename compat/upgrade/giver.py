@@ -267,7 +267,8 @@ def _sealed(pieces: list[bytes]) -> int:
 
 def _become_keeper(kept: socket.socket, pid: int) -> NoReturn:
     # The bus's later processes become children of this one when theirs has left.
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    with contextlib.suppress(AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     fd = kept.detach()
     os.set_inheritable(fd, True)
     words = [sys.executable, "-I", "-S", keeper.__file__, str(fd), str(pid)]

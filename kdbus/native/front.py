@@ -4,7 +4,8 @@ Invariant: all of it happens on the loop's thread; only what the domain tells (`
 deadlines) may come from other threads, and is handed over. Nothing waits for a client. Each turn
 of a socket is bounded, and what a peer did wrong ends that peer, after the turn.
 
-One epoll set holds all sockets, and the loop watches that; a wake-up serves whatever is ready.
+One set (`ways.poll_set()`) holds all sockets, and the loop watches that; a wake-up serves whatever
+is ready.
 """
 
 from __future__ import annotations
@@ -39,14 +40,13 @@ from .serve import Server
 from .slots import FrontSlots
 from .sysio import Poll, Reader
 from .tree import Node, Tree
-from .watched import WatchedSet
 
 ACCEPT_MAX = 64
 ACCEPT_REST = 0.1
 USER_SOCKETS_MAX = 4096
 OUT = 128
 
-_READ = select.EPOLLIN
+_READ = ways.IN
 
 
 class Front(Server, Reading, FrontSlots):
@@ -93,8 +93,7 @@ class Front(Server, Reading, FrontSlots):
             waiter = rounds.Waiter(self)
             self.poll = ways.poll_set(loop.adopt(waiter))
         else:
-            own = ways.poll_set()
-            self.poll = own if hasattr(own, "fileno") else WatchedSet(loop, self.round)
+            self.poll = ways.poll_set()
         self.ready = Poll(self.poll)
         kind = socket.SOCK_STREAM if self.stream else socket.SOCK_SEQPACKET
         domain = self.domain
@@ -110,8 +109,8 @@ class Front(Server, Reading, FrontSlots):
         domain.changed = self.deadline_changed
         domain.made = self.tree.made
         domain.removed = self.tree.removed
-        if not waits and hasattr(self.poll, "fileno"):
-            loop.add_reader(self.poll.fileno(), self.round)
+        if not waits:
+            ways.watch(self.poll, loop, self.round)
 
     def show(self, kind: int) -> None:
         """Makes all nodes that there are to be."""
@@ -136,8 +135,8 @@ class Front(Server, Reading, FrontSlots):
         """Ends all clients, and takes the sockets away."""
         if self.waits:
             self.loop.release()
-        elif hasattr(self.poll, "fileno"):
-            self.loop.remove_reader(self.poll.fileno())
+        else:
+            ways.unwatch(self.poll, self.loop)
         with self.domain.lock:
             for peer in list(self.peers.values()):
                 if isinstance(peer, Peer):
@@ -277,7 +276,7 @@ class Front(Server, Reading, FrontSlots):
     def rearm(self, peer: Peer) -> None:
         """It reads while it owes nothing."""
         if not peer.dead:
-            events = select.EPOLLOUT if peer.owed else 0 if peer.paused is not None else _READ
+            events = ways.OUT if peer.owed else 0 if peer.paused is not None else _READ
             self.poll.modify(peer.fd, events)
 
     def doom(self, peer: Peer) -> None:

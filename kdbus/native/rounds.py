@@ -7,7 +7,6 @@ follow each other without the loop, until something else is ready, due, or has b
 
 from __future__ import annotations
 
-import select
 import sys
 import traceback
 from typing import Any
@@ -16,6 +15,8 @@ try:
     import cython
 except ImportError:
     from jitney.broker._cython import cython
+
+from jitney.compat import ways
 
 from .slots import FrontSlots, PeerSlots
 
@@ -30,7 +31,7 @@ ROUND = 256
 TURN = 32
 """So many frames of one socket are served before others have their turn."""
 
-_OUT = select.EPOLLOUT
+_OUT = ways.OUT
 _HEAD = 24
 _TURN = TURN
 _ROUND = ROUND

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 
+from jitney.compat import ways
+
 _MASKS = (
     (re.compile(r"^dbus-daemon\[\d+\]: "), ""),
     (re.compile(r":\d+\.\d+"), ":<unique>"),
@@ -18,7 +20,16 @@ _MASKS = (
 )
 
 
+_PROCESS = re.compile(r' pid=\d+ comm="[^"]*"')
+
+
+def untold(text: str) -> str:
+    """Without what dbus-daemon says of clients and ours is not told, if Linux's ways are off."""
+    return text if ways.PEER_PIDS else _PROCESS.sub("", text)
+
+
 def masked(text: str) -> str:
+    text = untold(text)
     for mask, stands_for in _MASKS:
         text = mask.sub(stands_for, text)
     return text

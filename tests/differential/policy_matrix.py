@@ -21,7 +21,7 @@ from xml.etree import ElementTree
 from differential.masks import masked
 from rawclient import RawClient, Received
 
-from jitney.compat import wire
+from jitney.compat import ways, wire
 
 BATCH = 100
 """Calls on their way at once; a caller may wait for 128 answers."""
@@ -118,8 +118,10 @@ def people(files: Iterable[Mentioned]) -> list[Who]:
     found = [
         Who("root", 0, (0,)),
         Who("nobody", NOBODY, (NOBODY,)),
-        Who("member", NOBODY, (NOBODY, *gids)),
     ]
+    if ways.LINUX:
+        # Else ours takes a user's groups from the user database, as other systems do.
+        found.append(Who("member", NOBODY, (NOBODY, *gids)))
     for user in ("messagebus", *users):
         try:
             entry = pwd.getpwnam(user)

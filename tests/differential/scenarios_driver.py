@@ -5,6 +5,8 @@ Invariant: as in scenarios_names.
 
 from __future__ import annotations
 
+from jitney.compat import ways
+
 from .script import (
     INTROSPECTABLE,
     MONITORING,
@@ -121,10 +123,8 @@ def unprivileged(stage: Stage) -> None:
 def who_is_who(stage: Stage) -> None:
     client, other = stage.client("client"), stage.client("other", fds=False)
     other.driver("RequestName", "su", "who.name", 0)
-    for name in (
-        "who.name", other.raw.unique_name, client.raw.unique_name, "org.freedesktop.DBus",
-        "no.body", "", "not a name", ":9.9",
-    ):  # fmt: skip
+    theirs = ("who.name", other.raw.unique_name, client.raw.unique_name)
+    for name in (*theirs, "org.freedesktop.DBus", "no.body", "", "not a name", ":9.9"):
         for member in (
             "GetConnectionUnixUser",
             "GetConnectionUnixProcessID",
@@ -132,6 +132,8 @@ def who_is_who(stage: Stage) -> None:
             "GetAdtAuditSessionData",
             "GetConnectionSELinuxSecurityContext",
         ):
+            if member == "GetConnectionUnixProcessID" and name in theirs and not ways.PEER_PIDS:
+                continue  # dbus-daemon is told
             mask = MASKS.get(member)
             client.driver(member, "s", name, mask=mask)
             other.driver(member, "s", name, mask=mask)

@@ -34,7 +34,7 @@ def hello_in_other_ways(stage: Stage) -> None:
     ):
         client = stage.client(f"c{number}", hello=False)
         serial = client.raw.driver(b"Hello", **given)  # type: ignore[arg-type]
-        stage.settle(f"Hello {given}", hello=(client, serial))
+        stage.settle(f"Hello {given}", client, hello=serial)
         client.driver("GetId")
 
 

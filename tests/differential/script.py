@@ -21,8 +21,11 @@ from typing import Any
 from xml.etree import ElementTree
 
 from buses import Daemon
+from differential.masks import untold
 from rawclient import DRIVER, DRIVER_PATH, RawClient, Received
 from waiting import comes
+
+from jitney.compat import ways
 
 PEER = b"org.freedesktop.DBus.Peer"
 MONITORING = b"org.freedesktop.DBus.Monitoring"
@@ -90,12 +93,16 @@ def unordered(message: Received) -> None:
 
 
 def credentials(message: Received) -> None:
-    """dbus-daemon 1.14 knows no ProcessFD; the order of the others says nothing."""
+    """dbus-daemon 1.14 knows no ProcessFD; the order of the others says nothing. Without Linux's
+    ways ours is not told all that it is."""
     message.close_fds()
     message.n_fds = 0
     for item in message.body:
         if isinstance(item, dict):
             item.pop("ProcessFD", None)
+            if not ways.LINUX:
+                item.pop("ProcessID", None)
+                item.pop("UnixGroupIDs", None)
     unordered(message)
 
 
@@ -130,12 +137,12 @@ class Client:
     def send(self, what: str, data: bytes, fds: Sequence[int] = ()) -> None:
         """Put bytes on the wire."""
         self.raw.send(data, fds)
-        self.stage.settle(f"{self.name} {what}")
+        self.stage.settle(f"{self.name} {what}", self)
 
     def message(self, type: int, what: str = "", **given: Any) -> int:
         """Any message, see RawClient.message(); its serial."""
         serial = self.raw.message(type, **given)
-        self.stage.settle(f"{self.name} {what or given.get('member') or type}")
+        self.stage.settle(f"{self.name} {what or given.get('member') or type}", self)
         return serial
 
     def driver(
@@ -146,13 +153,13 @@ class Client:
         if mask is not None:
             self.masks[serial] = mask
         shown = ", ".join(repr(value) for value in values)
-        self.stage.settle(f"{self.name}.{member}({shown}) {given or ''}".rstrip())
+        self.stage.settle(f"{self.name}.{member}({shown}) {given or ''}".rstrip(), self)
         return serial
 
     def hello(self) -> None:
         """Hello, and from then on a name in the record."""
         serial = self.raw.driver(b"Hello")
-        self.stage.settle(f"{self.name} Hello", hello=(self, serial))
+        self.stage.settle(f"{self.name} Hello", self, hello=serial)
 
     def become_monitor(self, *rules: str) -> None:
         """Monitor with these filters, none for everything."""
@@ -225,24 +232,26 @@ class Stage:
 
     # ---- reading and recording
 
-    def settle(self, action: str, hello: tuple[Client, int] | None = None) -> None:
-        """Let every client read all there is, and record it under `action`."""
+    def settle(self, action: str, actor: Client | None = None, hello: int = 0) -> None:
+        """Let every client read all there is, and record it under `action`. The actor is the first:
+        no bus has to read from somebody before it reads from others who have written later."""
         self.record.append(self._plain(action))
         got: list[tuple[Client, list[Received | None]]] = []
-        for client in self.clients:
+        for client in sorted(self.clients, key=lambda one: one is not actor):
             if not client.monitor and not client.raw.closed:
-                got.append((client, self._read(client, hello)))
+                got.append((client, self._read(client, hello if client is actor else 0)))
+        got.sort(key=lambda one: self.clients.index(one[0]))
         if any(client.monitor and not client.raw.closed for client in self.clients):
             # A call that all monitors see, after whatever else they are to see.
             self._ask(b"GetId")
             for client in self.clients:
                 if client.monitor and not client.raw.closed:
-                    got.append((client, self._read(client, None)))
+                    got.append((client, self._read(client, 0)))
         for client, messages in got:
             for message in messages:
                 self.record.append(f"    {client.name} <- {self._line(client, message)}")
 
-    def _read(self, client: Client, hello: tuple[Client, int] | None) -> list[Received | None]:
+    def _read(self, client: Client, hello: int) -> list[Received | None]:
         """Everything up to the barrier; None at the end if the bus closed the connection."""
         if not client.monitor:
             self.barrier += 1
@@ -255,7 +264,7 @@ class Stage:
             if message is None:
                 return [*messages, None]
             message.close_fds()
-            if hello is not None and client is hello[0] and message.reply_serial == hello[1]:
+            if hello and message.reply_serial == hello:
                 self.name_of(client, message.body[0])
             if message.serial == self.barrier and client.monitor:
                 return messages
@@ -303,7 +312,7 @@ class Stage:
         return "<pid of the bus>" if item == self.daemon.pid and item is not True else item
 
     def _plain(self, text: str) -> str:
-        text = _UNIQUE.sub(lambda found: self.names.get(found[0], found[0]), text)
+        text = _UNIQUE.sub(lambda found: self.names.get(found[0], found[0]), untold(text))
         return _ID.sub(lambda found: found[0] if found[0] == self.machine_id else "<id>", text)
 
 

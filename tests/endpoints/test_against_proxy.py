@@ -9,7 +9,7 @@ import buses
 import pytest
 from endpoints.worlds import ACTIVATABLE, CLIENT, PROXY, world
 
-from jitney.compat import wire
+from jitney.compat import ways, wire
 
 pytestmark = pytest.mark.skipif(
     PROXY is None or buses.REFERENCE is None, reason="no xdg-dbus-proxy or no dbus-daemon"
@@ -58,8 +58,8 @@ PATHS = ("/", "/o", "/o/p", "/op")
 INTERFACES = ("com.example.I", "com.example.I.J", None)
 MEMBERS = ("M", "N")
 ASKED = (
-    "GetNameOwner", "NameHasOwner", "GetConnectionUnixUser", "GetConnectionUnixProcessID",
-    "GetConnectionCredentials", "ListQueuedOwners",
+    "GetNameOwner", "NameHasOwner", "GetConnectionUnixUser", "GetConnectionCredentials",
+    "ListQueuedOwners", *(("GetConnectionUnixProcessID",) if ways.PEER_PIDS else ()),
 )  # fmt: skip
 
 
@@ -168,6 +168,16 @@ def test_talking_ends_with_the_name() -> None:
     assert answer(got[3])[5] == "org.freedesktop.DBus.Error.AccessDenied"
     # It is still seen, here as there, so that its end can be.
     assert got[4] == want[4]
+
+
+@pytest.mark.parametrize("name", ["talk", "own", "below"])
+def test_the_client_itself_by_the_names_that_it_owns(name: str) -> None:
+    script = [
+        ("own", CLIENT, "com.example.Svc"),
+        ("own", CLIENT, "com.example.Other.Mine"),
+        *[("ask", member, "@C") for member in ASKED],
+    ]
+    assert played(True, POLICIES[name], script) == played(False, POLICIES[name], script)
 
 
 def test_scripts_reach_what_they_are_about() -> None:

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import buses
+import kernel
 import pytest
 from rawclient import RawClient, Received, connected
 from waiting import until
@@ -71,7 +72,8 @@ def test_clients_come_by_a_passed_socket(bus: buses.Daemon) -> None:
         known = launcher.reply_to(
             launcher.driver(b"GetConnectionCredentials", "s", inside.unique_name)
         )
-        assert known.body[0]["ProcessID"] == ("u", os.getpid())
+        assert known.body[0]["UnixUserID"] == ("u", os.geteuid())
+        assert known.body[0].get("ProcessID") == kernel.MY_PID
         assert known.body[0]["org.jitney.Endpoint"] == ("s", "box")
 
 

@@ -10,6 +10,7 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -25,9 +26,9 @@
 
 enum {
     RECV, RECVMSG, SEND, SENDMSG, READ, WRITE, ACCEPT4, SOCKET, BIND, LISTEN, CONNECT, GETSOCKOPT,
-    SETSOCKOPT, SOCKETPAIR, EPOLL_CREATE1, EPOLL_CTL, EPOLL_WAIT, OPEN, FSTAT, STAT, OPENDIR, READDIR,
-    PIPE2, FORK, DUP, FCNTL, INOTIFY_INIT1, INOTIFY_ADD_WATCH, PIDFD_OPEN, WAITPID, WAITID, KILL,
-    IOCTL, CLOSE, ALLOC, CALLS
+    SETSOCKOPT, SOCKETPAIR, EPOLL_CREATE1, EPOLL_CTL, EPOLL_WAIT, POLL, OPEN, FSTAT, STAT, OPENDIR,
+    READDIR, PIPE2, FORK, DUP, FCNTL, INOTIFY_INIT1, INOTIFY_ADD_WATCH, PIDFD_OPEN, WAITPID, WAITID,
+    KILL, IOCTL, CLOSE, ALLOC, CALLS
 };
 
 #define CODES 16
@@ -213,6 +214,8 @@ PLAIN(SETSOCKOPT, int, -1, setsockopt, (int fd, int l, int o, const void *p, soc
 PLAIN(EPOLL_CREATE1, int, -1, epoll_create1, (int flags), (flags), int)
 PLAIN(EPOLL_WAIT, int, -1, epoll_wait, (int e, struct epoll_event *p, int n, int t), (e, p, n, t),
       int, struct epoll_event *, int, int)
+PLAIN(POLL, int, -1, poll, (struct pollfd *p, nfds_t n, int t), (p, n, t),
+      struct pollfd *, nfds_t, int)
 PLAIN(FSTAT, int, -1, fstat64, (int fd, struct stat64 *p), (fd, p), int, struct stat64 *)
 PLAIN(STAT, int, -1, stat64, (const char *path, struct stat64 *p), (path, p), const char *,
       struct stat64 *)

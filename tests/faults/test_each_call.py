@@ -17,6 +17,8 @@ import faulttraffic
 import pytest
 from faultlayer import ANY, CALLS, Plan
 
+from jitney.compat import ways
+
 pytestmark = pytest.mark.skipif(
     isinstance(faultlayer.library(), str), reason=str(faultlayer.library())
 )
@@ -59,7 +61,7 @@ def sweep(
 
 
 TRAFFIC = ("recvmsg", "send", "sendmsg", "accept4", "getsockopt", "setsockopt", "close")
-TRAFFIC += ("epoll_ctl", "epoll_wait", "alloc")
+TRAFFIC += (*(("epoll_ctl", "epoll_wait") if ways.LINUX else ("poll",)), "alloc")
 # Descriptors are passed on unix sockets alone, so that recv(2) is for others.
 FILES = ("open", "fstat", "stat", "opendir", "readdir", "read", "write", "pipe2", "fork", "waitpid")
 FILES += ("epoll_ctl", "inotify_add_watch", "ioctl", "kill")

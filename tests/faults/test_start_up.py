@@ -14,13 +14,15 @@ import pytest
 from faultlayer import ANY, CALLS, Plan
 from rawclient import RawClient
 
+from jitney.compat import ways
+
 pytestmark = pytest.mark.skipif(
     isinstance(faultlayer.library(), str), reason=str(faultlayer.library())
 )
 ALL = bool(os.environ.get("JITNEY_FAULTS_ALL"))
 STARTING = (
-    "socket", "bind", "listen", "pipe2", "fork", "epoll_create1", "epoll_ctl", "socketpair",
-    "inotify_init1", "inotify_add_watch",
+    "socket", "bind", "listen", "pipe2", "fork", "socketpair",
+    *(("epoll_create1", "epoll_ctl", "inotify_init1", "inotify_add_watch") if ways.LINUX else ()),
 )  # fmt: skip
 
 

@@ -98,6 +98,7 @@ class Loop:
         self.timers: list[Timer] = []
         self.soon: list[tuple[Any, Any]] = []
         self.readers: dict[int, Any] = {}
+        self.writers: dict[int, Any] = {}
         self.ready = select.poll()
 
     def time(self) -> float:
@@ -116,17 +117,35 @@ class Loop:
 
     def add_reader(self, fd: int, call: Any, *args: Any) -> None:
         self.readers[fd] = call
-        self.ready.register(fd, select.POLLIN)
+        self._look_at(fd)
+
+    def add_writer(self, fd: int, call: Any, *args: Any) -> None:
+        self.writers[fd] = call
+        self._look_at(fd)
 
     def remove_reader(self, fd: int) -> None:
-        self.ready.unregister(fd)
-        del self.readers[fd]
+        if self.readers.pop(fd, None) is not None:
+            self._look_at(fd)
+
+    def remove_writer(self, fd: int) -> None:
+        if self.writers.pop(fd, None) is not None:
+            self._look_at(fd)
+
+    def _look_at(self, fd: int) -> None:
+        events = select.POLLIN if fd in self.readers else 0
+        events |= select.POLLOUT if fd in self.writers else 0
+        if events:
+            self.ready.register(fd, events)
+        else:
+            self.ready.unregister(fd)
 
     def turn(self) -> bool:
         """Whether there was something to do."""
         ready = self.ready.poll(0)
         for fd, _ in ready:
-            self.readers[fd]()
+            call = self.readers.get(fd) or self.writers.get(fd)
+            if call is not None:
+                call()
         soon, self.soon = self.soon, []
         for call, args in soon:
             call(*args)

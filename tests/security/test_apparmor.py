@@ -89,14 +89,14 @@ def test_a_sender_that_may_not(world: World, profiles: Profiles) -> None:
         ' interface="com.example.I" member="M" error name="(unset)" requested_reply="0" '
         f'destination="{service.unique_name}" (uid='
     ) in text
-    pid = world.host.bus.known(app.unique_name).creds.pid
+    pid, peer = world.pid(app), world.pid(app, "peer_pid")
     assert world.records == [
         (
             USER_AVC,
             (
                 'apparmor="DENIED" operation="dbus_method_call"  bus="system" path="/a" '
-                f'interface="com.example.I" member="M" mask="send" name="{service.unique_name}" '
-                f'pid={pid} label="app" peer_pid={pid} peer_label="service"'
+                f'interface="com.example.I" member="M" mask="send" name="{service.unique_name}"'
+                f'{pid} label="app"{peer} peer_label="service"'
             ),
         )
     ]
@@ -108,12 +108,12 @@ def test_a_receiver_that_may_not(world: World, profiles: Profiles) -> None:
     profiles.say(NO, RECEIVE, b"service", b"com.example.I")
     app, service = world.client(), world.client()
     assert "An AppArmor policy" in app.reply_to(call(app, service.unique_name)).body[0]
-    pid = world.host.bus.known(app.unique_name).creds.pid
+    pid, peer = world.pid(app), world.pid(app, "peer_pid")
     assert world.denied() == [
         (
             'apparmor="DENIED" operation="dbus_method_call"  bus="system" path="/a" '
-            f'interface="com.example.I" member="M" name="{app.unique_name}" mask="receive" '
-            f'pid={pid} label="service" peer_pid={pid} peer_label="app"'
+            f'interface="com.example.I" member="M" name="{app.unique_name}" mask="receive"'
+            f'{pid} label="service"{peer} peer_label="app"'
         )
     ]
 
@@ -189,11 +189,11 @@ def test_names(world: World, profiles: Profiles, kernel: FakeAppArmor) -> None:
     assert owns(app, "com.example.Mine")
     assert kernel.asked[-1] == (BIND, b"label\0app\0 system\0com.example.Mine")
     assert may_not_own(app, "com.example.Not", "AppArmor")
-    pid = world.host.bus.known(app.unique_name).creds.pid
+    pid = world.pid(app)
     assert world.denied() == [
         (
             'apparmor="DENIED" operation="dbus_bind"  bus="system" name="com.example.Not" '
-            f'mask="bind" pid={pid} label="app"'
+            f'mask="bind"{pid} label="app"'
         )
     ]
 
@@ -208,11 +208,11 @@ def test_eavesdroppers_and_monitors(world: World, profiles: Profiles, kernel: Fa
     asked = app.driver(b"BecomeMonitor", "asu", [], 0, interface=monitor)
     assert app.reply_to(asked).body == [told]
     assert (EAVESDROP, b"label\0app\0 system") in kernel.asked
-    pid = world.host.bus.known(app.unique_name).creds.pid
+    pid = world.pid(app)
     assert set(world.denied()) == {
         (
-            'apparmor="DENIED" operation="dbus_eavesdrop"  bus="system" mask="eavesdrop" '
-            f'pid={pid} label="app"'
+            'apparmor="DENIED" operation="dbus_eavesdrop"  bus="system" mask="eavesdrop"'
+            f'{pid} label="app"'
         )
     }
     assert app.reply_to(app.driver(b"AddMatch", "s", "type='signal'")).type == wire.RETURN
@@ -274,17 +274,17 @@ def test_a_kernel_that_does_not_answer(world: World, kernel: FakeAppArmor) -> No
     refused = app.reply_to(call(app, service.unique_name))
     assert refused.error_name == "org.freedesktop.DBus.Error.AccessDenied"
     assert refused.body == ["Failed to query AppArmor policy: Permission denied"]
-    pid = world.host.bus.known(app.unique_name).creds.pid
+    pid, peer = world.pid(app), world.pid(app, "peer_pid")
     about = ' bus="system" path="/a" interface="com.example.I" member="M"'
     assert world.denied() == [
         (
             f'apparmor="DENIED" operation="dbus_method_call" {about} mask="send" '
-            f'name="{service.unique_name}" pid={pid} label="app" peer_pid={pid} '
+            f'name="{service.unique_name}"{pid} label="app"{peer} '
             'peer_label="service" info="Permission denied"'
         ),
         (
             f'apparmor="DENIED" operation="dbus_method_call" {about} name="{app.unique_name}" '
-            f'mask="receive" pid={pid} label="service" peer_pid={pid} peer_label="app" '
+            f'mask="receive"{pid} label="service"{peer} peer_label="app" '
             'peer_info="Permission denied"'
         ),
     ]
@@ -308,7 +308,7 @@ def test_services_that_are_started(
             SEND,
             b"label\0app\0 system\0com.example.Started\0\0/a\0com.example.I\0M",
         )
-        assert 'name="com.example.Started" pid=' in world.denied()[0]
+        assert f'name="com.example.Started"{world.pid(app)} label=' in world.denied()[0]
         other = app.reply_to(call(app, "com.example.Started", b"Other"))
         assert other.error_name == "org.freedesktop.DBus.Error.Spawn.ChildExited"
 

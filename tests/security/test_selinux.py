@@ -58,13 +58,13 @@ def test_what_is_denied(world: World) -> None:
     assert text.startswith(DENIED.format(type="method_call", sender=a.unique_name))
     assert ' interface="com.example.I" member="M" error name="(unset)" requested_reply="0" ' in text
     assert f'destination="{c.unique_name}" (uid=' in text
-    pid = world.host.bus.known(a.unique_name).creds.pid
+    pid, peer = world.pid(a, "spid"), world.pid(a, "tpid")
     assert world.records == [
         (
             USER_AVC,
             (
                 "avc:  denied  { send_msg } for msgtype=method_call interface=com.example.I "
-                f"member=M dest={c.unique_name} spid={pid} tpid={pid} scontext=u:r:a_t:s0 "
+                f"member=M dest={c.unique_name}{pid}{peer} scontext=u:r:a_t:s0 "
                 "tcontext=u:r:c_t:s0 tclass=dbus permissive=0"
             ),
         )
@@ -117,7 +117,7 @@ def test_the_bus_itself(world: World, kernel: FakeSELinux) -> None:
     assert 'destination="org.freedesktop.DBus" (bus)' in refused.body[0]
     assert "An SELinux policy" in refused.body[0]
     found = world.denied()[-1]
-    assert "dest=org.freedesktop.DBus spid=" in found
+    assert f"dest=org.freedesktop.DBus{world.pid(a, 'spid')} scontext=" in found
     assert "tpid" not in found
     assert "tcontext=" + BUS.decode() in found
 
@@ -136,10 +136,10 @@ def test_names(world: World, kernel: FakeSELinux) -> None:
     a = world.client()
     assert owns(a, "com.example.Any")
     assert may_not_own(a, "com.example.Labelled", "SELinux")
-    pid = world.host.bus.known(a.unique_name).creds.pid
+    pid = world.pid(a, "spid")
     assert world.denied() == [
         (
-            f"avc:  denied  {{ acquire_svc }} for service=com.example.Labelled spid={pid} "
+            f"avc:  denied  {{ acquire_svc }} for service=com.example.Labelled{pid} "
             "scontext=u:r:a_t:s0 tcontext=u:r:name_t:s0 tclass=dbus permissive=0"
         )
     ]

@@ -42,6 +42,13 @@ def watcher(bus: buses.Daemon) -> RawClient:
     return client
 
 
+def until_gone(watcher: RawClient, client: RawClient) -> None:
+    while (message := watcher.receive()) is not None:
+        if message.member == "NameOwnerChanged" and message.body == [client.unique_name] * 2 + [""]:
+            return
+    raise AssertionError("the bus has gone instead")
+
+
 @contextlib.contextmanager
 def watched(
     bus: buses.Daemon, words: list[str], out: Path, writes: Callable[[], None] | None = None
@@ -97,13 +104,11 @@ def converse(bus: buses.Daemon) -> None:
         )  # fmt: skip
         two.reply_to(two.driver(b"GetId"))
         last = watcher(bus)
-    left = {one.unique_name, two.unique_name}
+        # Of two who go at once a bus may take leave of either first.
+        two.close()
+        until_gone(last, two)
     with last:
-        while left:
-            message = last.receive()
-            assert message is not None
-            if message.member == "NameOwnerChanged" and not message.body[2]:
-                left.discard(message.body[0])
+        until_gone(last, one)
         last.message(
             wire.SIGNAL, destination=None, path=b"/a", interface=b"com.example.I", member=END
         )

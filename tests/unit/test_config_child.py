@@ -196,7 +196,7 @@ def test_child_that_cannot_say_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         read(write(tmp_path, ""))
 
 
-@pytest.mark.parametrize("call", ["fork", "pipe2"])
+@pytest.mark.parametrize("call", ["fork", "pipe"])
 @pytest.mark.parametrize("code", [errno.EAGAIN, errno.ENOMEM, errno.EMFILE])
 def test_without_a_child(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, code: int

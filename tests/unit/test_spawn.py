@@ -237,7 +237,7 @@ def test_close_lets_children_live(loop: asyncio.AbstractEventLoop, spawner: Spaw
     [
         ("fork", "Spawn.ForkFailed", "Failed to fork (Resource temporarily unavailable)"),
         (
-            "pipe2",
+            "pipe",
             "Spawn.Failed",
             (
                 "Failed to create pipe for communicating with child process "
