@@ -23,7 +23,6 @@ PIDS = "it asks for pids, which only Linux and macOS tell"
 ORDER = "its record holds pids, and takes who sends first to be routed first, as epoll does"
 LOOPS = "another event loop watches the bus as one descriptor, which poll() is not"
 EPOLL = "it has calls of epoll fail, and there are none"
-MEMFDS = "a client sends what is large in memfds (Linux 3.17)"
 GROUPS = "the kernel does not tell groups"
 SLOW_LOOK = "changes of directories are found every two seconds only"
 
@@ -46,17 +45,6 @@ WITHOUT_LINUX_WAYS = {
     "tests/testing/": LOOPS,
     "tests/upgrade/test_live_upgrade.py::test_policies_of_groups_and_of_users": PIDS,
 }
-WITHOUT_MEMFDS = {
-    **{
-        f"tests/client/test_client.py::test_{name}": MEMFDS
-        for name in (
-            "a_part_of_a_memfd", "descriptors[", "parts_keep_their_order",
-            "the_outbox_may_be_full", "what_is_beyond_all_limits_goes_in_a_memfd",
-        )
-    },
-    "tests/client/test_example.py": MEMFDS,
-    "tests/kdbus/native/test_format.py::test_pool_is_for_reading": "a file has no seals",
-}  # fmt: skip
 WITHOUT_GROUPS = {
     "tests/kdbus/test_names_and_policy.py::test_rights[native-foo.bar-rights7": GROUPS,
     "tests/kdbus/test_names_and_policy.py::test_rights[native-foo.*-rights7": GROUPS,
@@ -67,7 +55,6 @@ def leave_out(items: list[pytest.Item]) -> None:
     """Marks what cannot be shown here as skipped."""
     reasons = {
         **({} if ways.LINUX else WITHOUT_LINUX_WAYS),
-        **({} if kernel.MEMFD else WITHOUT_MEMFDS),
         **({} if kernel.PEER_GROUPS else WITHOUT_GROUPS),
     }
     for item in items if reasons else ():
