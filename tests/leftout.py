@@ -23,7 +23,7 @@ PIDS = "it asks for pids, which only Linux and macOS tell"
 ORDER = "its record holds pids, and takes who sends first to be routed first, as epoll does"
 LOOPS = "another event loop watches the bus as one descriptor, which poll() is not"
 EPOLL = "it has calls of epoll fail, and there are none"
-GROUPS = "the kernel does not tell groups"
+GROUPS = "the kernel does not tell the groups of who connects (Linux 4.13)"
 SLOW_LOOK = "changes of directories are found every two seconds only"
 
 WITHOUT_LINUX_WAYS = {
