@@ -270,7 +270,7 @@ class Sender:
         return frames.IN_OUTBOX + at if at is not None else None
 
     def make_outbox(self, size: int) -> Outbox:
-        outbox = self.outbox = Outbox(size)
+        outbox = Outbox(size)
 
         def told(answer: Answer | None, came: list[int]) -> None:
             close_all(came)
@@ -278,7 +278,12 @@ class Sender:
                 # What was put there is refused as well; from now on we do without.
                 self.outbox_size = 0
 
-        self.link.put(frames.OUTBOX, (), (), told, [outbox.fd])
+        try:
+            self.link.put(frames.OUTBOX, (), (), told, [outbox.fd])
+        except BaseException:
+            outbox.close()
+            raise
+        self.outbox = outbox
         return outbox
 
     def in_new_outbox(self, chunks: list[memoryview], total: int) -> int:
