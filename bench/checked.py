@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 
 from . import wire
+from .unnamed import unnamed
 
 _SERIAL = struct.Struct("<I")
 
@@ -263,7 +264,7 @@ class Caller:
         body = numbered(self.number, self.SIZES[self.number % len(self.SIZES)])
         fds = []
         if self.with_fds:
-            file = os.memfd_create("number")
+            file = unnamed()
             os.write(file, b"%d" % self.number)
             fds = [file]
         data = wire.call(self.server.name, b"Count", b"uay", body, n_fds=len(fds))

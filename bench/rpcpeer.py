@@ -20,6 +20,7 @@ from pathlib import Path
 
 from . import wire
 from .rpc import Buffer, Ioctls, Native, classic_calls, classic_serve, command
+from .unnamed import unnamed
 
 POOL = 128 << 20
 OUTBOX = 4 << 20
@@ -156,7 +157,7 @@ class NativeHandle:
 def native_caller(path: str, to: str) -> None:
     handle = NativeHandle(path, 0, False)
     small, large = map(int, to.split(","))
-    box = os.memfd_create("jitney-bench", os.MFD_CLOEXEC)
+    box = unnamed()
     os.ftruncate(box, OUTBOX)
     outbox = mmap.mmap(box, OUTBOX)
     handle.ask(OP_OUTBOX, b"", [box])

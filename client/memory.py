@@ -7,6 +7,7 @@ answered (docs/native.md). A memfd that is handed on is sealed, and says the sam
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import mmap
 import os
@@ -142,7 +143,9 @@ class Memfd:
 
 
 def sealed(*parts: Data) -> Memfd:
-    """A memfd with these bytes in it, sealed as kdbus asks."""
+    """A memfd with these bytes in it, sealed as kdbus asks; ENOSYS where there are none."""
+    if not hasattr(os, "memfd_create"):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     fd = os.memfd_create("jitney-payload", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         for part in parts:

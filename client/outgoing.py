@@ -1,13 +1,14 @@
 """Outgoing: where a message's payload goes, and what becomes of a SEND.
 
 Invariant: payload goes into the frame if it fits, else into the outbox, else into a sealed memfd;
-the bus copies the first two once and the last never. Who called `send()` may use its buffers again
-when it returns.
+the bus copies the first two once and the last never. Where there are no memfds, an outbox without
+room makes way for a new one. Who called `send()` may use its buffers again when it returns.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import struct
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -230,9 +231,18 @@ class Sender:
         if base + head.size + total > frames.LENGTH_MAX:
             where = self.in_outbox(chunks, total)
             placed.in_outbox = where is not None
+        memfd: Memfd | None = None
         if where is None:
             # The room is taken, or never was.
-            memfd = sealed(*chunks)
+            try:
+                memfd = sealed(*chunks)
+            except OSError as error:
+                fits = self.outbox_size and total <= c.PAYLOAD_VEC_MAX
+                if error.errno != errno.ENOSYS or not fits:
+                    raise
+                where = self.in_new_outbox(chunks, total)
+                placed.in_outbox = True
+        if memfd is not None:
             made.append(memfd)
             start = 0
             for index, item in enumerate(head.parts):
@@ -240,7 +250,7 @@ class Sender:
                     head.parts[index] = InMemfd(start, item.size, len(placed.fds))
                     start += item.size
             placed.fds.append(memfd.fd)
-        else:
+        elif where is not None:
             for index, item in enumerate(head.parts):
                 if isinstance(item, Vec) and item.address < 0:
                     head.parts[index] = Vec(item.size, where)
@@ -255,19 +265,36 @@ class Sender:
         """The address of these bytes in the outbox; None if they have to go another way."""
         if total > min(c.PAYLOAD_VEC_MAX, self.outbox_size):
             return None
-        outbox = self.outbox
-        if outbox is None:
-            outbox = self.outbox = Outbox(self.outbox_size)
-
-            def told(answer: Answer | None, came: list[int]) -> None:
-                close_all(came)
-                if answer is not None and answer.error:
-                    # What was put there is refused as well; from now on we do without.
-                    self.outbox_size = 0
-
-            self.link.put(frames.OUTBOX, (), (), told, [outbox.fd])
+        outbox = self.outbox or self.make_outbox(self.outbox_size)
         at = outbox.write(chunks, total)
         return frames.IN_OUTBOX + at if at is not None else None
+
+    def make_outbox(self, size: int) -> Outbox:
+        outbox = Outbox(size)
+
+        def told(answer: Answer | None, came: list[int]) -> None:
+            close_all(came)
+            if answer is not None and answer.error:
+                # What was put there is refused as well; from now on we do without.
+                self.outbox_size = 0
+
+        try:
+            self.link.put(frames.OUTBOX, (), (), told, [outbox.fd])
+        except BaseException:
+            outbox.close()
+            raise
+        self.outbox = outbox
+        return outbox
+
+    def in_new_outbox(self, chunks: list[memoryview], total: int) -> int:
+        """The same, in one that takes the place of the old one, which the bus has read by then."""
+        old = self.outbox
+        outbox = self.make_outbox(max(self.outbox_size, total))
+        if old is not None:
+            old.close()
+        at = outbox.write(chunks, total)
+        assert at is not None
+        return frames.IN_OUTBOX + at
 
 
 def parts_of(payload: Payload) -> Sequence[Data | Memfd | int]:

@@ -71,8 +71,24 @@ def kind_of(fd: int) -> tuple[int, int]:
     """(mode, device) as far as known without asking anybody: the file may be our own."""
     out = _Statx()
     if _syscall(_STATX, fd, b"", _AT_EMPTY_PATH | _DONT_SYNC, 0x7FF, ctypes.byref(out)) < 0:
-        raise KdbusError(errno.EBADF)
+        # Before Linux 4.11 nothing tells that.
+        missing = ctypes.get_errno() == errno.ENOSYS
+        raise KdbusError(errno.EOPNOTSUPP if missing else errno.EBADF)
     return out.mode, os.makedev(out.dev[0], out.dev[1])
+
+
+def is_tmpfs(fd: int) -> bool:
+    """By its mount: statfs(2) would ask. False as well for a mount that we do not see."""
+    ask = getattr(ctypes.CDLL(None), "name_to_handle_at", None)
+    handle = (ctypes.c_uint32 * 34)(128)
+    mount = ctypes.c_int(-1)
+    if ask is None or ask(fd, b"", handle, ctypes.byref(mount), _AT_EMPTY_PATH) < 0:
+        return False
+    with open("/proc/self/mountinfo", "rb") as table:
+        for line in table:
+            if int(line.split(b" ", 1)[0]) == mount.value:
+                return line.partition(b" - ")[2].startswith(b"tmpfs ")
+    return False
 
 
 def need_payload(fd: int, start: int, size: int) -> None:

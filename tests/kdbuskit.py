@@ -8,10 +8,11 @@ can be done on other fronts as well, see kdbusnative.py and kdbusfuse.py.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import struct
 from typing import Any
+
+from unnamed import sealed
 
 from jitney.broker.kdbus import constants as c
 from jitney.broker.kdbus.connection import Transport
@@ -118,9 +119,7 @@ class FakeFd:
                 self.real, other = os.pipe()
                 os.close(other)
             else:
-                self.real = os.memfd_create("test", os.MFD_ALLOW_SEALING)
-                os.write(self.real, self.data)
-                fcntl.fcntl(self.real, 1033, 15)
+                self.real = sealed(self.data)
         return self.real
 
     def __del__(self) -> None:

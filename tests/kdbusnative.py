@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 from kdbuskit import BASE, Client, FakeMemory, World
 from nativeclient import OPS, OUTBOX, Frame, Socket, request
+from unnamed import unnamed
 from waiting import until
 
 from jitney.broker.kdbus import constants as c
@@ -261,7 +262,7 @@ class NativeClient(Client):
 
     def deposit(self, payload: bytes) -> int:
         if self.outbox < 0:
-            self.outbox = os.memfd_create("outbox")
+            self.outbox = unnamed()
             assert self.ask("OUTBOX", b"", [self.outbox]).error == 0
         os.pwrite(self.outbox, payload, 4096)
         return 4096

@@ -11,6 +11,7 @@ import os
 import socket
 
 import pytest
+import unnamed
 
 from jitney.compat import ways
 
@@ -48,28 +49,22 @@ def _getfd() -> bool:
     return ctypes.get_errno() != errno.ENOSYS
 
 
-def _memfd() -> bool:
-    try:
-        os.close(os.memfd_create("probe"))
-    except OSError:
-        return False
-    return True
-
-
 MY_PID = ("u", os.getpid()) if ways.PEER_PIDS else None
 """What a bus may tell of a client in this process as its ProcessID."""
-MEMFD = _memfd()
+MEMFD = unnamed.MEMFD
 PEER_GROUPS = _peer_groups()
 AMBIENT = _ambient()
+GETFD = _getfd()
 
 needs_linux_ways = pytest.mark.skipif(
     not ways.LINUX, reason="only Linux has it, and its ways are switched off (JITNEY_WAYS)"
 )
+needs_memfd = pytest.mark.skipif(not MEMFD, reason="there are no memfds (Linux 3.17)")
 needs_ambient = pytest.mark.skipif(
     not AMBIENT, reason="this kernel has no ambient capabilities (Linux 4.3)"
 )
 needs_getfd = pytest.mark.skipif(
-    not _getfd(), reason="here no process can take another's descriptors (Linux 5.6)"
+    not GETFD, reason="here no process can take another's descriptors (Linux 5.6)"
 )
 needs_random = pytest.mark.skipif(
     not _random(), reason="libgcrypt ends a program where getrandom() is missing (Linux 3.17)"

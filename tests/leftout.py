@@ -1,8 +1,7 @@
 """What cannot be shown where something of Linux is missing, and why not.
 
-Invariant: each entry is the beginning of a test's id with its reason; it is asked of this very
-process (`kernel`) whether it applies. A test that needs one thing alone has a mark of
-`kernel` instead.
+Invariant: whether something is missing is asked of this very process (`kernel`). Here are only
+tests that cannot say so by a mark of `kernel` of their own.
 """
 
 from __future__ import annotations
@@ -17,36 +16,21 @@ import pytest
 
 TESTS = Path(__file__).resolve().parent
 
-MEMFDS = "a client sends what is large in memfds (Linux 3.17)"
-GROUPS = "the kernel does not tell groups"
-
-WITHOUT_MEMFDS = {
-    **{
-        f"tests/client/test_client.py::test_{name}": MEMFDS
-        for name in (
-            "a_part_of_a_memfd", "descriptors[", "parts_keep_their_order",
-            "the_outbox_may_be_full", "what_is_beyond_all_limits_goes_in_a_memfd",
-        )
-    },
-    "tests/client/test_example.py": MEMFDS,
-    "tests/kdbus/native/test_format.py::test_pool_is_for_reading": "a file has no seals",
-}  # fmt: skip
-WITHOUT_GROUPS = {
-    "tests/kdbus/test_names_and_policy.py::test_rights[native-foo.bar-rights7": GROUPS,
-    "tests/kdbus/test_names_and_policy.py::test_rights[native-foo.*-rights7": GROUPS,
-}
+# They need the kernel's word for the groups of who connects.
+WITHOUT_GROUPS = (
+    "tests/kdbus/test_names_and_policy.py::test_rights[native-foo.bar-rights7",
+    "tests/kdbus/test_names_and_policy.py::test_rights[native-foo.*-rights7",
+)
 
 
 def leave_out(items: list[pytest.Item]) -> None:
     """Marks what cannot be shown here as skipped."""
-    reasons = {
-        **({} if kernel.MEMFD else WITHOUT_MEMFDS),
-        **({} if kernel.PEER_GROUPS else WITHOUT_GROUPS),
-    }
-    for item in items if reasons else ():
-        for start, reason in reasons.items():
-            if item.nodeid.startswith(start):
-                item.add_marker(pytest.mark.skip(reason=reason))
+    if kernel.PEER_GROUPS:
+        return
+    reason = "the kernel does not tell the groups of who connects (Linux 4.13)"
+    for item in items:
+        if item.nodeid.startswith(WITHOUT_GROUPS):
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 def ask_for_memfds() -> None:

@@ -6,7 +6,6 @@ Invariant: nothing here knows of sockets; the programs are in `kdbus/shimclient.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import select
 import struct
@@ -41,13 +40,6 @@ def readable(peer: Peer, seconds: float = 0.0) -> int:
     poll.register(peer.fd, select.POLLIN)
     found = poll.poll(seconds * 1000)
     return found[0][1] if found else 0
-
-
-def sealed(data: bytes) -> int:
-    fd = os.memfd_create("payload", os.MFD_ALLOW_SEALING)
-    os.write(fd, data)
-    fcntl.fcntl(fd, 1033, 0xF)
-    return fd
 
 
 def fds_item(*numbers: int) -> bytes:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import mmap
 import os
 import struct
@@ -27,6 +26,7 @@ import nativeclient
 import pytest
 from kdbuskit import Errno, Got, command, item, message, text, u64
 from rawclient import RawClient, Received
+from unnamed import sealed, unnamed
 from waiting import comes, until
 from worldskit import dbus2, parsed
 
@@ -141,13 +141,6 @@ class Speaks:
         return b":1.%d" % self.id
 
 
-def sealed(data: bytes) -> int:
-    fd = os.memfd_create("payload", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
-    os.write(fd, data)
-    fcntl.fcntl(fd, 1033, 0xF)
-    return fd
-
-
 def memfd_item(size: int, fd: int) -> bytes:
     return item(c.ITEM_PAYLOAD_MEMFD, struct.pack("<QQiI", 0, size, fd, 0))
 
@@ -240,7 +233,7 @@ class ByFrame(Speaks, nativeclient.Peer):
     def fill(self, body: bytes) -> None:
         """Puts it into the outbox."""
         if self.outbox is None:
-            fd = os.memfd_create("outbox", os.MFD_CLOEXEC)
+            fd = unnamed()
             os.ftruncate(fd, 1 << 22)
             self.do("OUTBOX", fds=(fd,))
             self.outbox = mmap.mmap(fd, 1 << 22)

@@ -46,7 +46,7 @@ class Child:
     pid: int
     on_exit: Callable[[Child], None] | None
     report: int  # read end of the pipe; -1 once it was read
-    pidfd: int = -1
+    pidfd: int = -1  # or of /proc/PID, which stands for the process as well
     exec_errno: int = 0
     running: bool = True
     status: int | None = None
@@ -159,8 +159,9 @@ class Spawner:
             self.loop.add_reader(child.pidfd, self._ended, child)
         except (OSError, AttributeError):
             # An old kernel or C library, a sandbox, or no descriptor left.
+            child.pidfd = _place_of(child.pid)
             threading.Thread(
-                target=_wait, args=(self.loop, child, self._ended), daemon=True, name=child.name
+                target=_wait, args=(self.loop, child, self._waited), daemon=True, name=child.name
             ).start()
 
     def _unwatch(self, child: Child) -> None:
@@ -168,6 +169,12 @@ class Spawner:
             self.loop.remove_reader(child.pidfd)
             os.close(child.pidfd)
             child.pidfd = -1
+
+    def _waited(self, child: Child) -> None:
+        """The thread has waited; if it could not, there is one look a second."""
+        self._ended(child)
+        if child.running:
+            self.loop.call_later(1.0, self._waited, child)
 
     def _ended(self, child: Child) -> None:
         if not child.running:
@@ -187,6 +194,14 @@ class Spawner:
         on_exit, child.on_exit = child.on_exit, None
         if on_exit is not None:
             on_exit(child)
+
+
+def _place_of(pid: int) -> int:
+    """A descriptor of /proc/PID, which is of this process for ever; -1 where there is none."""
+    try:
+        return os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return -1
 
 
 def _wait(loop: asyncio.AbstractEventLoop, child: Child, ended: Callable[[Child], None]) -> None:

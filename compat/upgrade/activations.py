@@ -9,8 +9,11 @@ says; where there is none, an end is an end, and whether it was a failure, the d
 from __future__ import annotations
 
 import asyncio
+import errno
 import functools
+import os
 import signal
+import stat
 from typing import Any
 
 from jitney.broker.export import text
@@ -32,11 +35,23 @@ class Foundling(Child):
 
     def kill(self) -> None:
         # Whoever is its parent may have reaped it: the number may be another's by now.
-        if self.running and self.pidfd >= 0:
-            try:
-                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
-            except OSError:
-                pass
+        if not self.running or self.pidfd < 0:
+            return
+        try:
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+        except AttributeError:
+            self.kill_by_number()
+        except OSError as error:
+            if error.errno == errno.ENOSYS:
+                self.kill_by_number()
+
+    def kill_by_number(self) -> None:
+        """Before Linux 5.1: in the directory of one who was reaped there is nothing any more."""
+        try:
+            os.stat("stat", dir_fd=self.pidfd)
+            os.kill(self.pid, signal.SIGKILL)
+        except OSError:
+            pass
 
 
 def export_activations(activator: Activator, places: dict[Any, int], luggage: Luggage) -> Record:
@@ -120,7 +135,7 @@ def _restored(spawner: Spawner, record: Record, fds: list[int], kept: bool) -> C
     spawner.children[child.pid] = child
     if child.report >= 0:
         spawner.loop.add_reader(child.report, spawner._read_report, child)
-    if not kept and child.pidfd >= 0:
+    if not kept and child.pidfd >= 0 and not stat.S_ISDIR(os.fstat(child.pidfd).st_mode):
         spawner.loop.add_reader(child.pidfd, ended, spawner, child.pid, 0)
     return child
 

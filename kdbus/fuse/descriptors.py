@@ -32,7 +32,11 @@ class Told(FdHandle):
 
 
 def _memfd_device() -> int:
-    fd = os.memfd_create("jitney")
+    try:
+        fd = os.memfd_create("jitney")
+    except OSError as error:
+        # Then no file is one.
+        raise KdbusError(errno.EMEDIUMTYPE) from error
     try:
         return kind_of(fd)[1]
     finally:

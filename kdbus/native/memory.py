@@ -7,7 +7,6 @@ descriptor that came is closed exactly once: when the frame is done, or by the l
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import os
@@ -17,13 +16,12 @@ from typing import Any
 
 from jitney.broker.kdbus.errors import KdbusError
 
-from ..descriptors import GET_SEALS, FdHandle, need_harmless, need_payload
+from ..descriptors import GET_SEALS, FdHandle, is_tmpfs, need_harmless, need_payload
 from ..request import Memory
 from .frames import OUTBOX
 from .pool import has_memfd
 from .purse import HeldFd, Purse
 
-TMPFS_MAGIC = 0x01021994
 QUICK = ("pipe:[", "anon_inode:[eventfd]")
 """What asks nobody when it is closed; no path of a file looks like that."""
 
@@ -187,8 +185,3 @@ def is_memory(fd: int) -> bool:
         # Where there are no seals, the kernel is older than memfds.
         return not has_memfd() and is_tmpfs(fd)
     return True
-
-
-def is_tmpfs(fd: int) -> bool:
-    found = (ctypes.c_long * 64)()
-    return ctypes.CDLL(None).fstatfs(fd, found) == 0 and found[0] == TMPFS_MAGIC

@@ -14,10 +14,6 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#ifndef MFD_CLOEXEC
-#define MFD_CLOEXEC 1U
-#endif
-
 enum {
 	AT_MESSAGE = 24, /* in the command */
 	MESSAGE_LEAST = 64,
@@ -103,13 +99,9 @@ static int outbox_ready(struct channel *channel)
 
 	if (channel->outbox_id && file_id(channel->outbox) == channel->outbox_id)
 		return 0;
-	fd = (int)syscall(SYS_memfd_create, "kdbus-outbox", MFD_CLOEXEC);
+	fd = memory_new(PAYLOAD_MOST);
 	if (fd < 0)
 		return errno;
-	if (ftruncate(fd, PAYLOAD_MOST) < 0) {
-		sys_close(fd);
-		return ENOMEM;
-	}
 	channel->outbox = sys_fd_up(fd);
 	channel->outbox_id = file_id(channel->outbox);
 	/* Before the SEND; if it fails, an answer comes that nobody waits for, and the SEND as well. */

@@ -8,6 +8,7 @@
  * channel.c    a channel: one more socket of a handle, for one command at a time
  * command.c    a command's way from the program's memory to the bus, and back
  * send.c       the same for SEND, whose message, payload and descriptors come along
+ * memory.c     memory for payload that does not fit a frame
  *
  * Invariant: nothing here takes a lock, allocates from the heap or changes errno where it succeeds, so
  * that all of it may be called from a signal handler and after fork(). The program's memory is only
@@ -154,6 +155,9 @@ HIDDEN const char *node_path(const char *path, char *buffer, size_t size);
 HIDDEN bool command_run(int fd, uint32_t number, uint64_t argument, int *result);
 HIDDEN bool pool_map(void *address, size_t length, int protection, int flags, int fd, off_t offset,
 		     void **result);
+
+/* -1 and errno, or the descriptor of memory that nobody else has. */
+HIDDEN int memory_new(off_t size);
 
 /* Brings the message into the frame behind the command; 0 or an errno. */
 HIDDEN int send_gather(struct channel *channel, size_t size);

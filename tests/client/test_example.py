@@ -7,10 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import kernel
+
 EXAMPLE = Path(__file__).resolve().parents[2] / "docs" / "examples" / "kdbus_clock.py"
 RUN = "import sys; from jitney.compat.command import main; sys.exit(main(sys.argv[1:]))"
 
 
+@kernel.needs_memfd
 def test_the_example_runs(tmp_path: Path) -> None:
     words = [sys.executable, "-c", RUN, "sockets", str(tmp_path / "buses"), "--foreground"]
     server = subprocess.Popen(words, stdout=subprocess.PIPE)

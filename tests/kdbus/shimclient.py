@@ -24,7 +24,8 @@ from pathlib import Path
 
 from kdbuskit import Got, command, item, message, u64
 from kdbusmount import POOL, Bus, Errno, Peer, ioctl
-from shimkit import descriptors, fds_item, numbers_in, pair, readable, refused, sealed
+from shimkit import descriptors, fds_item, numbers_in, pair, readable, refused
+from unnamed import sealed, unnamed
 
 from jitney.broker.kdbus import constants as c
 
@@ -175,7 +176,7 @@ def memfds(root: Path) -> None:
     assert number != fd
     with mmap.mmap(number, 10_000, mmap.MAP_PRIVATE, mmap.PROT_READ) as there:
         assert there[start : start + size] == data[100:9100]
-    unsealed = os.memfd_create("open")
+    unsealed = unnamed()
     part = item(c.ITEM_PAYLOAD_MEMFD, struct.pack("<QQiI", 0, 8, unsealed, 0))
     refused(errno.ETXTBSY, a.send, message(b.id, part))
 

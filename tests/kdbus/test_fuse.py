@@ -272,6 +272,31 @@ def test_descriptors(tree: Mounted) -> None:
     os.close(reading)
 
 
+def test_what_is_no_memfd(tree: Mounted) -> None:
+    bus = Bus(tree.path)
+    a, b = Peer(bus.path), Peer(bus.path)
+    ends = os.pipe()
+    payload = item(c.ITEM_PAYLOAD_MEMFD, struct.pack("<QQiI", 0, 1, ends[0], 0))
+    fails(e.EMEDIUMTYPE, a.send, message(b.id, payload))
+    for fd in ends:
+        os.close(fd)
+    a.say(b.id, b"and goes on")
+    assert b.recv().payload == b"and goes on"
+
+
+@pytest.mark.skipif(kernel.GETFD, reason="here they are taken (Linux 5.6)")
+def test_descriptors_that_cannot_be_taken(tree: Mounted) -> None:
+    bus = Bus(tree.path)
+    a, b = Peer(bus.path), Peer(bus.path)
+    event = os.eventfd(0)
+    fails(e.EOPNOTSUPP, a.send, message(b.id, item(c.ITEM_FDS, struct.pack("<i", event))))
+    cancel = item(c.ITEM_CANCEL_FD, struct.pack("<i", event))
+    data = message(b.id, flags=c.EXPECT_REPLY, timeout=1 << 62)
+    fails(e.EOPNOTSUPP, a.send, data, c.SEND_SYNC_REPLY, cancel)
+    fails(e.EBADF, a.send, message(b.id, item(c.ITEM_FDS, struct.pack("<i", 999))))
+    os.close(event)
+
+
 @kernel.needs_getfd
 def test_descriptors_that_are_not_passed(tree: Mounted) -> None:
     import socket

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import kdbusshim
+import kernel
 import pytest
 from foreground import RUN
 
@@ -49,7 +50,8 @@ def run(what: str, root: Path, environment: dict[str, str], **more: str) -> None
     "what",
     [
         "payloads", "frees", "negotiation",
-        "fds", "fds_in_an_answer", "no_room_for_fds", "memfds",
+        "fds", "fds_in_an_answer", "no_room_for_fds",
+        pytest.param("memfds", marks=kernel.needs_memfd),
         "poll", "closes", "forks", "executes", "threads", "signals",
         "faults", "maps", "leaves_nothing", "survives", "modest", "bystander",
     ],

@@ -217,6 +217,20 @@ def test_child_that_somebody_else_reaped(loop: asyncio.AbstractEventLoop, spawne
     )
 
 
+def test_a_wait_that_fails(
+    loop: asyncio.AbstractEventLoop, spawner: Spawner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread that is told that there is no such child is not believed."""
+
+    def untrue(*_: int) -> None:
+        raise ChildProcessError(errno.ECHILD, "no child processes")
+
+    monkeypatch.setattr(os, "waitid", untrue)
+    child, ended = start(loop, spawner, "/bin/sh", "-c", "sleep 0.2; exit 3")
+    assert failure(run(loop, ended)) is not None
+    assert not child.running
+
+
 def test_close_lets_children_live(loop: asyncio.AbstractEventLoop, spawner: Spawner) -> None:
     child, ended = start(loop, spawner, "/bin/sleep", "1000")
     spawner.close()

@@ -23,6 +23,7 @@ from typing import Any
 import buses
 import pytest
 from rawclient import RawClient
+from unnamed import unnamed
 from upgrading import NotUpgraded, build, joined, settled, upgrade
 from waiting import until
 
@@ -89,8 +90,7 @@ class Predecessor:
         })  # fmt: skip
         ready, _ = channel.receive(30)
         assert "ready" in ready, ready
-        file = os.memfd_create("state")
-        os.write(file, self.data)
+        file = unnamed(self.data)
         channel.send({"state": len(self.data), "fds": self.n_fds}, [file])
         os.close(file)
         for i in range(0, self.n_fds, 200):

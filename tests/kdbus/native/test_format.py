@@ -11,6 +11,7 @@ import socket
 import struct
 from typing import Any
 
+import kernel
 import pytest
 from kdbuskit import Got, bloom, command, item, message, text, u64
 from nativeclient import (
@@ -26,6 +27,7 @@ from nativeclient import (
     Socket,
     request,
 )
+from unnamed import sealed, unnamed
 
 from jitney.broker.kdbus import constants as c
 
@@ -37,13 +39,6 @@ def refused(function: Any, *words: Any, **more: Any) -> str:
     with pytest.raises(Errno) as caught:
         function(*words, **more)
     return e.errorcode[caught.value.errno]
-
-
-def memfd(data: bytes, seals: int = 15) -> int:
-    fd = os.memfd_create("test", os.MFD_ALLOW_SEALING)
-    os.write(fd, data)
-    fcntl.fcntl(fd, 1033, seals)
-    return fd
 
 
 def memfd_item(size: int, start: int = 0, place: int = 0) -> bytes:
@@ -145,8 +140,7 @@ def test_a_waiting_call_stops_nobody(bus: Bus) -> None:
 
 def test_payload_in_all_places(bus: Bus) -> None:
     sender, receiver = Peer(bus.path), Peer(bus.path)
-    box = os.memfd_create("box")
-    os.write(box, b"....in the outbox....")
+    box = unnamed(b"....in the outbox....")
     sender.do("OUTBOX", fds=(box,))
     os.close(box)
     items = item(c.ITEM_PAYLOAD_VEC, u64(8, 80)) + item(c.ITEM_PAYLOAD_VEC, u64(5, 0))
@@ -186,14 +180,13 @@ def test_message_that_is_not_there(bus: Bus, where: int) -> None:
 
 def test_outbox_has_its_end(bus: Bus) -> None:
     sender, receiver = Peer(bus.path), Peer(bus.path)
-    box = os.memfd_create("box")
+    box = unnamed()
     os.ftruncate(box, 4096)
     sender.do("OUTBOX", fds=(box,))
     for start, size, number in ((0, 4096, 0), (1, 4096, e.EFAULT), (4096, 1, e.EFAULT)):
         vec = item(c.ITEM_PAYLOAD_VEC, u64(size, OUTBOX + start))
         assert sender.send(message(receiver.id, vec)).error == number
-    other = os.memfd_create("box")
-    os.write(other, b"other")
+    other = unnamed(b"other")
     sender.do("OUTBOX", fds=(other,))
     receiver.recv()
     assert sender.send(message(receiver.id, item(c.ITEM_PAYLOAD_VEC, u64(5, OUTBOX)))).error == 0
@@ -206,8 +199,7 @@ def test_outbox_for_many(bus: Bus) -> None:
     receivers = [Peer(bus.path) for _ in range(3)]
     for peer in receivers:
         peer.do("MATCH_ADD", command("MATCH_ADD", 0, u64(1)))
-    box = os.memfd_create("box")
-    os.write(box, b"to all")
+    box = unnamed(b"to all")
     sender.do("OUTBOX", fds=(box,))
     vec = item(c.ITEM_PAYLOAD_VEC, u64(6, OUTBOX))
     assert sender.send(message(c.DST_BROADCAST, bloom() + vec, c.SIGNAL)).error == 0
@@ -230,13 +222,13 @@ def test_what_an_outbox_may_be(bus: Bus) -> None:
     assert refused(peer.do, "OUTBOX", fds=(ends[0],)) == "EMEDIUMTYPE"
     with open("/proc/self/status", "rb") as file:
         assert refused(peer.do, "OUTBOX", fds=(file.fileno(),)) == "EMEDIUMTYPE"
-    write_only = os.open(f"/proc/self/fd/{os.memfd_create('box')}", os.O_WRONLY)
+    write_only = os.open(f"/proc/self/fd/{unnamed()}", os.O_WRONLY)
     assert refused(peer.do, "OUTBOX", fds=(write_only,)) == "EBADF"
 
 
 def test_memfd_is_handed_on(bus: Bus) -> None:
     sender, receiver = Peer(bus.path), Peer(bus.path)
-    fd = memfd(b"0123456789")
+    fd = sealed(b"0123456789")
     assert sender.send(message(receiver.id, memfd_item(5, 2)), fds=(fd,)).error == 0
     frame, got = receiver.try_recv()
     assert got is not None
@@ -250,9 +242,9 @@ def test_memfds_that_are_refused(bus: Bus) -> None:
     sender, receiver = Peer(bus.path), Peer(bus.path)
     for seals in (0, 7, 11, 13, 14):
         data = message(receiver.id, memfd_item(5))
-        assert sender.send(data, fds=(memfd(b"12345", seals),)).error == e.ETXTBSY
+        assert sender.send(data, fds=(sealed(b"12345", seals),)).error == e.ETXTBSY
     assert (
-        sender.send(message(receiver.id, memfd_item(6)), fds=(memfd(b"12345"),)).error == e.EFAULT
+        sender.send(message(receiver.id, memfd_item(6)), fds=(sealed(b"12345"),)).error == e.EFAULT
     )
     pipe = os.pipe()[0]
     assert sender.send(message(receiver.id, memfd_item(6)), fds=(pipe,)).error == e.EMEDIUMTYPE
@@ -274,7 +266,7 @@ def test_descriptors(bus: Bus) -> None:
 def test_descriptors_for_one_who_takes_none(bus: Bus) -> None:
     sender, receiver = Peer(bus.path), Peer(bus.path, 0)
     assert sender.send(message(receiver.id, fds_item(0)), fds=os.pipe()).error == e.ECOMM
-    assert sender.send(message(receiver.id, memfd_item(5)), fds=(memfd(b"12345"),)).error == 0
+    assert sender.send(message(receiver.id, memfd_item(5)), fds=(sealed(b"12345"),)).error == 0
     frame, got = receiver.try_recv()
     assert got is not None
     assert frame.fds == []
@@ -297,7 +289,7 @@ def test_descriptors_of_an_answer(bus: Bus) -> None:
     body = command("SEND", c.SEND_SYNC_REPLY, u64(80)) + message(callee.id, cookie=7, **CALL)
     serial = caller.put("SEND", body)
     caller.do("LIST", command("LIST"))
-    callee.send(message(caller.id, fds_item(0), timeout=7), fds=(memfd(b"x"),))
+    callee.send(message(caller.id, fds_item(0), timeout=7), fds=(unnamed(b"x"),))
     frame = caller.get()
     assert (frame.serial, frame.error, len(frame.fds)) == (serial, 0, 1)
     assert os.pread(frame.fds[0], 9, 0) == b"x"
@@ -319,7 +311,7 @@ def test_numbers(bus: Bus) -> None:
     sender, receiver = Peer(bus.path), Peer(bus.path)
     ends = os.pipe()
     items = fds_item(0, 1) + memfd_item(3, 0, 2)
-    sender.send(message(receiver.id, items), fds=(*ends, memfd(b"abc")))
+    sender.send(message(receiver.id, items), fds=(*ends, sealed(b"abc")))
     _, got = receiver.try_recv()
     assert got is not None
     place = u64(receiver.offset)
@@ -331,7 +323,7 @@ def test_numbers(bus: Bus) -> None:
     assert struct.unpack("<2i", got.get(c.ITEM_FDS) or b"") == (70, 71)
     assert struct.unpack("<QQiI", got.get(c.ITEM_PAYLOAD_MEMFD) or b"")[2] == 72
     assert refused(receiver.do, "NUMBERS", place + struct.pack("<3i", 1, 2, 3)) == "ENXIO"
-    sender.send(message(receiver.id, items), fds=(*ends, memfd(b"abc")))
+    sender.send(message(receiver.id, items), fds=(*ends, sealed(b"abc")))
     receiver.try_recv()
     receiver.free(receiver.offset)
     assert refused(receiver.do, "NUMBERS", u64(receiver.offset) + bytes(12)) == "ENXIO"
@@ -367,6 +359,13 @@ def test_pool_is_for_reading(bus: Bus) -> None:
             mmap.mmap(fd, POOL, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.write(fd, b"x")
+
+
+@kernel.needs_memfd
+def test_pool_is_sealed(bus: Bus) -> None:
+    peer = Socket(bus.path)
+    frame = peer.do("HELLO", command("HELLO", 1, u64(0, 0, 0, 0, POOL)))
+    for fd in (*frame.fds, *peer.do("POOL").fds):
         assert fcntl.fcntl(fd, 1034) & 6 == 6  # SHRINK, GROW
         # Not even who may open it anew (root may all) can write to it.
         try:
@@ -459,7 +458,7 @@ def test_credit(bus: Bus) -> None:
 
 def test_fed_with_descriptors(bus: Bus) -> None:
     sender, receiver = Peer(bus.path), fed(bus, 8)
-    sender.send(message(receiver.id, memfd_item(4)), fds=(memfd(b"1234"),))
+    sender.send(message(receiver.id, memfd_item(4)), fds=(sealed(b"1234"),))
     got, (offset, _, flags, lost), fds = taken(receiver)
     assert (flags, lost) == (0, 0)
     assert os.pread(fds[0], 4, 0) == b"1234"

@@ -26,6 +26,7 @@ import pytest
 from kdbuskit import bloom, command, item, message, text, u64
 from nativeclient import HEAD, OPS, OUTBOX, POOL, Bus, Errno, Peer, Socket, answered, request
 from nativeserver import served
+from unnamed import unnamed
 from waiting import until
 
 from jitney.broker.kdbus import constants as c
@@ -262,7 +263,7 @@ def test_killed_clients(bus: Bus) -> None:
 
 def test_outbox_cut_off(bus: Bus) -> None:
     sender, receiver = Peer(bus.path), Peer(bus.path)
-    box = os.memfd_create("box")
+    box = unnamed()
     os.ftruncate(box, 1 << 20)
     sender.do("OUTBOX", fds=(box,))
     over = threading.Event()
@@ -294,7 +295,7 @@ def test_what_was_cut_off_is_zeros(bus: Bus) -> None:
     sender, receiver = Peer(bus.path), Peer(bus.path)
     sender.say(receiver.id, b"secret" * 100)
     receiver.recv()
-    box = os.memfd_create("box")
+    box = unnamed()
     os.ftruncate(box, 600)
     sender.do("OUTBOX", fds=(box,))
     vec = item(c.ITEM_PAYLOAD_VEC, u64(600, OUTBOX))
@@ -444,7 +445,7 @@ def test_nothing_is_left_of_clients(bus: Bus, server: Any) -> None:
     for turn in range(20):
         peers = [Peer(bus.path, credit=turn % 3) for _ in range(5)]
         for peer in peers:
-            peer.do("OUTBOX", fds=(os.memfd_create("box"),))
+            peer.do("OUTBOX", fds=(unnamed(),))
             fds = item(c.ITEM_FDS, struct.pack("<2i", 0, 1))
             peer.send(message(peers[0].id, fds), fds=os.pipe())
             peer.send(message(c.DST_BROADCAST, bloom(), c.SIGNAL))

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import kernel
 import pytest
 from kdbuskit import command, item, message, text, u64
 from nativeclient import HEAD, OPS, POOL, Bus, Peer, Socket, answered, request
@@ -226,6 +227,7 @@ def test_pools_that_somebody_could_write_to_are_not_trusted(without_memfd: None)
     made.close()
 
 
+@kernel.needs_memfd
 def test_pools_that_nobody_can_write_to_are() -> None:
     made = pool.MappedPool(4096)
     assert made.trusted

@@ -14,6 +14,7 @@ from corebus import received
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kdbuskit import Client
+from unnamed import unnamed
 from worldskit import Shared, answer, call, parsed, signal, tell, unique
 
 from jitney.broker.fds import FdSet
@@ -151,7 +152,7 @@ class Life:
         a, b = self.pick(who), self.pick(whom)
         if a is not None and not isinstance(a, Client):
             msg = corebus.call(unique(b), self.next(), signature="h", values=[0], n_fds=1)
-            msg.fds = FdSet([os.memfd_create("jitney-test")])
+            msg.fds = FdSet([unnamed()])
             tell(self.shared, a, msg)
 
     def do_acquire(self, who: int, name: bytes, flags: int) -> None:

@@ -14,6 +14,7 @@ import corebus
 import pytest
 from corebus import received
 from kdbuskit import Client, FakeFd, access, item, message, text, u64
+from unnamed import unnamed
 from worldskit import (
     Shared,
     answer,
@@ -191,7 +192,7 @@ def test_nobody_else_answers(shared: Shared) -> None:
 
 def test_refusals_are_errnos_at_once(shared: Shared) -> None:
     classic, client = shared.classic(fds=False), shared.kdbus()
-    client.memory.fds[3] = RealFd(os.memfd_create("jitney-test"))
+    client.memory.fds[3] = RealFd(unnamed())
     assert call(client, b":1.999") == errno.ENXIO
     assert call(client, NAME) == errno.ESRCH
     assert call(client, b"org.freedesktop.DBus") == errno.ESRCH
@@ -478,7 +479,7 @@ def test_descriptors_to_one_who_cannot_be_given_any(shared: Shared) -> None:
     classic, client, deaf = shared.classic(), shared.kdbus(), shared.kdbus(0)
     for to in (client, deaf):
         msg = corebus.call(unique(to), 2, 1, signature="h", values=[0], n_fds=1)
-        msg.fds = FdSet([os.memfd_create("jitney-test")])
+        msg.fds = FdSet([unnamed()])
         tell(shared, classic, msg)
     assert hear(client).n_fds == 1
     assert client.msg_flags == c.RECV_INCOMPLETE_FDS

@@ -6,7 +6,6 @@ judge is an oracle of a few lines that knows nothing of indexes, atoms or bloom 
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import classic_messages
@@ -17,6 +16,7 @@ from dbus_values import signatures, value_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kdbuskit import message
+from unnamed import unnamed
 from worldskit import (
     Shared,
     call,
@@ -222,7 +222,7 @@ def test_descriptors_are_not_broadcast_into_kdbus(shared: Shared) -> None:
     listen(client, Rule(type=4))
     shared.core.add_match(ear, Rule(type=4))
     msg = corebus.signal(signature="h", values=[0], n_fds=1)
-    msg.fds = FdSet([os.memfd_create("jitney-test")])
+    msg.fds = FdSet([unnamed()])
     tell(shared, classic, msg)
     assert notices(client) == []
     assert len(received(ear)) == 1
