@@ -159,7 +159,8 @@ class Spawner:
             self.loop.add_reader(child.pidfd, self._ended, child)
         except (OSError, AttributeError):
             # An old kernel or C library, a sandbox, or no descriptor left.
-            child.pidfd = _place_of(child.pid)
+            if child.pidfd < 0:
+                child.pidfd = _place_of(child.pid)
             threading.Thread(
                 target=_wait, args=(self.loop, child, self._waited), daemon=True, name=child.name
             ).start()

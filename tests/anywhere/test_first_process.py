@@ -24,6 +24,9 @@ def bus() -> Iterator[buses.Daemon]:
         pytest.skip("cannot make namespaces here")
     with buses.running([*CONTAINER, *buses.jitney_command()]) as daemon:
         yield daemon
+        # unshare does not hear of SIGTERM while it waits for the bus.
+        for pid in children(daemon.pid):
+            os.kill(pid, signal.SIGTERM)
 
 
 def children(pid: int) -> dict[int, str]:
