@@ -73,7 +73,7 @@ test-pure: $(VENV)/.filled build/pure/.made
 
 # On Linux 3.10 and without Linux's ways: what is near the system (tests/nearby.py) of the folders where
 # the bus itself meets the kernel. docs/portability.md says how to run all.
-WAYS = activation anywhere client system transport unit
+WAYS = activation anywhere client system testing transport unit upgrade
 LINUX310 = $(WAYS) differential endpoints security trace
 folders = $(if $(filter tests/%,$(ARGS)),,$(addprefix tests/,$(1)))
 test-linux310: $(VENV)/.filled
