@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import functools
 import os
-import tempfile
 from typing import TYPE_CHECKING, Any
 
 from .. import wire
@@ -152,6 +151,8 @@ def _folder(doors: Doors) -> str:
     """Where sockets of containers are made, for this bus alone."""
     if doors.folder is None or not os.path.isdir(doors.folder):
         # What nobody has touched for long may have been cleared away.
+        import tempfile  # a third of a MB, which a bus without containers does without
+
         runtime = os.environ.get("XDG_RUNTIME_DIR")
         for place in (runtime, "/run/dbus", tempfile.gettempdir()):
             if place and os.access(place, os.W_OK | os.X_OK):
