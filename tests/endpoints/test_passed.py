@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -167,10 +166,11 @@ def test_a_socket_that_its_launcher_shuts_down(bus: buses.Daemon) -> None:
     with listening(bus.directory / "mine") as mine:
         assert add(launcher, [mine.fileno()]).type == wire.RETURN
         mine.shutdown(socket.SHUT_RDWR)
+        file = bus.directory / "log"
+        until(lambda: "Nobody can connect to" in file.read_text(), "the bus sees it")
         for _ in range(3):
-            time.sleep(0.2)
             connected(bus.address).close()
-    log = (bus.directory / "log").read_text()
+    log = file.read_text()
     assert log.count("Nobody can connect to") == 1
     assert "Failed to accept" not in log
     assert ask(launcher, ENDPOINTS, b"Remove", "s", "box").type == wire.RETURN
